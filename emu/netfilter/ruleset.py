@@ -1,0 +1,234 @@
+"""Rule sets as immutable values: the one seam where the control journey meets the data journey.
+
+Decides what a rule can say, not what it does (`walk`) nor how it is spelt (`text`). A sync builds a new `RuleSet`, sharing
+the chains that did not change, and the stack swaps one reference, as `iptables-restore` commits atomically.
+Vocabulary and defaults are iptables(8)'s and iptables-extensions(8)'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from emu.netfilter.hooks import Verdict
+from emu.wire.addr import Network, SockAddr
+
+# ---- matches: every one of a rule's must hold; their order is kept for printing --------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """`-m comment --comment TEXT`; matches everything."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`[!] -s CIDR`."""
+
+    network: Network
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """`[!] -d CIDR`."""
+
+    network: Network
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InInterface:
+    """`[!] -i NAME`; a trailing `+` is a prefix."""
+
+    name: str
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutInterface:
+    """`[!] -o NAME`; a trailing `+` is a prefix."""
+
+    name: str
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """`[!] -p NUMBER`, by IP protocol number (6 is tcp)."""
+
+    number: int
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationPort:
+    """`-m PROTO [!] --dport FIRST[:LAST]`; `proto` is the match module's protocol number."""
+
+    proto: int
+    first: int
+    last: int
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePort:
+    """`-m PROTO [!] --sport FIRST[:LAST]`."""
+
+    proto: int
+    first: int
+    last: int
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConntrackState:
+    """`-m conntrack [!] --ctstate LIST`; states are NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED, SNAT, DNAT."""
+
+    states: tuple[str, ...]
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """`-m mark [!] --mark VALUE/MASK`."""
+
+    value: int
+    mask: int = 0xFFFFFFFF
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddressType:
+    """`-m addrtype [!] --dst-type LOCAL` (`side` "dst") or `--src-type` ("src"). Only LOCAL is evaluated so far."""
+
+    side: str
+    kind: str = "LOCAL"
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """`-m statistic --mode random --probability P`."""
+
+    probability: float
+
+
+Match = (
+    Comment | Source | Destination | InInterface | OutInterface | Protocol | DestinationPort | SourcePort | ConntrackState
+    | Mark | AddressType | Statistic
+)  # fmt: skip
+
+# ---- targets: a rule without one only counts ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """`-j CHAIN`, or `-g CHAIN` with `goto`."""
+
+    chain: str
+    goto: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """`-j ACCEPT`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """`-j DROP`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """`-j RETURN`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """`-j REJECT --reject-with TYPE` (iptables-extensions(8); `tcp-reset` for TCP only)."""
+
+    reject_with: str = "icmp-port-unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Dnat:
+    """`-j DNAT --to-destination IP:PORT`; port 0 keeps the packet's."""
+
+    to: SockAddr
+
+
+@dataclass(frozen=True, slots=True)
+class Snat:
+    """`-j SNAT --to-source IP`; port 0 lets the kernel keep or choose it."""
+
+    to: SockAddr
+    random_fully: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Masquerade:
+    """`-j MASQUERADE [--random-fully]`: SNAT to the outgoing device's address."""
+
+    random_fully: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """`-j MARK --set-xmark VALUE/MASK`: mark = (mark & ~MASK) ^ VALUE. `spelling` is how kube-proxy writes it, for the restore form."""
+
+    value: int
+    mask: int
+    spelling: str = "--set-xmark"
+
+
+Target = Jump | Accept | Drop | Return | Reject | Dnat | Snat | Masquerade | SetMark
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a chain."""
+
+    matches: tuple[Match, ...]
+    target: Target | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """A built-in chain has a policy, a user-defined one has None and returns at its end. Identity is what makes chains shareable."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    policy: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`filter`, `nat`, … with its chains by name. Jumps to chains that do not exist are refused by `RuleSet.check`."""
+
+    name: str
+    chains: Mapping[str, Chain]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """All tables of one namespace and family; a table that is not there costs nothing and matches nothing."""
+
+    tables: Mapping[str, Table] = field(default_factory=lambda: MappingProxyType({}))
+
+    def check(self) -> None:
+        """Assert what `iptables-restore` would insist on: every jump has a target chain of the same table, no built-in is jumped to."""
+        for table in self.tables.values():
+            for chain in table.chains.values():
+                for rule in chain.rules:
+                    if isinstance(rule.target, Jump):
+                        target = table.chains.get(rule.target.chain)
+                        assert target is not None, f"{table.name}: {chain.name} jumps to {rule.target.chain}, which does not exist"
+                        assert target.policy is None, f"{table.name}: {chain.name} jumps to the built-in {target.name}"
+
+
+EMPTY = RuleSet()
