@@ -1,8 +1,9 @@
 """The rules of one service port, iptables mode: its own chains, and its lines in the chains that all Services share.
 
-    KUBE-SERVICES --- ClusterIP ------------------------------> KUBE-SVC-H --+--> KUBE-SEP-a  DNAT to endpoint a
-                  \\- external IP, LB VIP --> [KUBE-FW-H] --> KUBE-EXT-H --+   \\-> KUBE-SEP-b  DNAT to endpoint b
-    KUBE-NODEPORTS -- node port --------------------------------^           \\-> KUBE-SVL-H -> those on this node only
+    KUBE-SERVICES    ClusterIP ------------------------> KUBE-SVC --+-> KUBE-SEP  DNAT to one endpoint
+                     external IP, LB VIP -> [KUBE-FW] -> KUBE-EXT --+-> KUBE-SEP  DNAT to another
+    KUBE-NODEPORTS   node port ------------------------> KUBE-EXT --+
+                                                            +-> KUBE-SVL -> KUBE-SEP of this node's endpoints only
 
 Decides which chains exist and what they say, order included; who the endpoints are is `endpoints`' decision. A pure
 function of the service port, so that the result can be kept for as long as the service port and the node stay the same.

@@ -1,0 +1,143 @@
+"""The proxy of one node: changes in, rule sets out. The node agent's only door to this package.
+
+Decides when a sync happens and what comes of it: a rule set to swap in, and conntrack entries to delete afterwards. Pure
+and clock-free; the agent owns the loop:
+
+    proxy.on_snapshot(values, now) / proxy.on_services(changes, now) / proxy.on_node(node, now)
+    proxy.poll_at()                          when to come back, None for "when something arrives"
+    result = proxy.sync(now)                 None if nothing is due
+    swap(result.ruleset); delete what result.stale names; proxy.on_swapped(seconds)
+
+Nothing is written before the first snapshot: half a world would refuse connections to Services not yet heard of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from emu.netfilter.ruleset import RuleSet
+from emu.proxy.changes import ServiceChanges, Value
+from emu.proxy.config import ProxyConfig
+from emu.proxy.detector import NodeView
+from emu.proxy.iptables import IptablesBuilder
+from emu.proxy.schedule import SyncSchedule
+from emu.proxy.stale import StaleUdp
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What a sync asks for, in this order: swap `ruleset` in, then delete the conntrack entries that `stale` names.
+
+    `warnings` are sentences about what these Services ask for and the mode cannot do yet; new ones only.
+    """
+
+    ruleset: RuleSet
+    stale: StaleUdp | None
+    full: bool
+    services_changed: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStats:
+    """Counters since the start, and the size of the last rule set; `rules` by table, `last_seconds` as the caller measured it."""
+
+    syncs: int = 0
+    full_syncs: int = 0
+    services_changed: int = 0
+    service_ports: int = 0
+    endpoints: int = 0
+    rules: Mapping[str, int] | None = None
+    last_sync: float | None = None
+    last_seconds: float = 0.0
+
+
+class Proxy:
+    """kube-proxy of one node and IP family."""
+
+    def __init__(self, config: ProxyConfig, node: NodeView, family: int = 4) -> None:
+        self._config, self._node, self._family = config, node, family
+        self._changes = ServiceChanges(node.name, family)
+        self._schedule = SyncSchedule(config.iptables.min_sync_period)
+        self._builder: IptablesBuilder | None = None  # None: the next sync is a full one
+        self._listed = False
+        self._warned: set[str] = set()
+        self._stats = ProxyStats()
+
+    @property
+    def route_localnet(self) -> bool:
+        """Must the node's stack route to 127.0.0.0/8 (sysctl route_localnet), so that node ports answer on localhost?"""
+        return self._config.localhost_node_ports(self._family)
+
+    def on_snapshot(self, values: Mapping[str, Value], now: float) -> None:
+        """The whole `services` stream, at the start or after a resync: key `namespace/name` to value."""
+        self._listed = True
+        self._plan(pending=self._changes.replace(values), now=now)
+
+    def on_services(self, changes: Iterable[tuple[str, Value | None]], now: float) -> None:
+        """Changed keys of the stream with their values, None for a deleted one."""
+        for key, value in changes:
+            self._changes.update(key, value)
+        self._plan(pending=bool(self._changes.pending), now=now)
+
+    def on_node(self, node: NodeView, now: float) -> None:
+        """This node's labels, addresses or pod CIDRs changed: everything may depend on them, so the next sync is full."""
+        assert node.name == self._node.name
+        if node != self._node:
+            self._node, self._builder = node, None
+            self._plan(pending=True, now=now)
+
+    def _plan(self, *, pending: bool, now: float) -> None:
+        """Have a sync when there is something to do, and none when it was taken back."""
+        if not self._listed:
+            return
+        if pending or self._builder is None:
+            self._schedule.on_change(now)
+        else:
+            self._schedule.on_nothing()
+
+    def poll_at(self) -> float | None:
+        """When `sync` will next have something to do; None if only a change can bring that about."""
+        return self._schedule.poll_at()
+
+    def sync(self, now: float) -> SyncResult | None:
+        """Bring the rule set up to all that has been heard; None if no sync is due at `now`."""
+        if not self._schedule.due(now):
+            return None
+        full = self._builder is None
+        if self._builder is None:
+            self._builder = IptablesBuilder(self._config, self._node, self._family)
+        applied = self._changes.apply()
+        ruleset = self._builder.build(self._changes.ports)
+        self._schedule.ran(now)
+        self._count(ruleset, now, full=full, changed=applied.services)
+        stale = StaleUdp(self._changes.ports.values()) if applied.udp_endpoints else None
+        return SyncResult(ruleset, stale, full, applied.services, self._warnings())
+
+    def on_swapped(self, seconds: float) -> None:
+        """The rule set of the last sync is in force; building and swapping took this long by the caller's clock."""
+        self._stats = replace(self._stats, last_seconds=seconds)
+
+    def stats(self) -> ProxyStats:
+        return self._stats
+
+    def _count(self, ruleset: RuleSet, now: float, *, full: bool, changed: int) -> None:
+        ports, old = self._changes.ports, self._stats
+        self._stats = replace(
+            old,
+            syncs=old.syncs + 1,
+            full_syncs=old.full_syncs + full,
+            services_changed=old.services_changed + changed,
+            service_ports=len(ports),
+            endpoints=sum(len(port.endpoints) for port in ports.values()),
+            rules={name: sum(len(chain.rules) for chain in table.chains.values()) for name, table in ruleset.tables.items()},
+            last_sync=now,
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Session affinity needs xt_recent, which the rule sets do not have yet: said once for each service port."""
+        wanted = {str(port.name) for port in self._changes.ports.values() if port.affinity_seconds}
+        new = sorted(wanted - self._warned)
+        self._warned = wanted
+        return tuple(f"{name}: sessionAffinity ClientIP is not emulated yet; each connection picks any endpoint" for name in new)
