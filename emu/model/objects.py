@@ -56,7 +56,9 @@ class ObjectReference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service: `cluster_ips` is empty for headless and ExternalName ones; `session_affinity` is ClientIP's timeout in seconds, else None."""
+    """A Service: `cluster_ips` is empty for headless and ExternalName ones; `session_affinity` is ClientIP's timeout in
+    seconds, else None.
+    """
 
     namespace: str
     name: str

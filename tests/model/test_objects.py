@@ -26,7 +26,7 @@ def test_nil_conditions_read_as_the_api_says(conditions: dict[str, bool] | None,
 def test_a_service_made_by_the_official_client_reads_with_defaults() -> None:
     made = V1Service(
         metadata={"name": "web", "namespace": "shop"},
-        spec=V1ServiceSpec(cluster_i_ps=["10.96.0.10"], cluster_ip="10.96.0.10", ports=[V1ServicePort(port=80)]),
+        spec=V1ServiceSpec(cluster_ips=["10.96.0.10"], cluster_ip="10.96.0.10", ports=[V1ServicePort(port=80)]),
     )
 
     service = Service.from_object(ApiClient().sanitize_for_serialization(made))
