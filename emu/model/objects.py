@@ -124,7 +124,7 @@ def _affinity(spec: Object) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One endpoint, its conditions never nil: an absent `ready` is true, `serving` follows `ready`, `terminating` is false."""
+    """One endpoint, its conditions never nil: an absent `ready` or `serving` is true, an absent `terminating` false."""
 
     addresses: tuple[str, ...]
     ready: bool
@@ -140,11 +140,10 @@ class Endpoint:
     @classmethod
     def from_object(cls, obj: Object) -> Endpoint:
         conditions, hints, ref = obj.get("conditions") or {}, obj.get("hints") or {}, obj.get("targetRef")
-        ready = _unless_nil(conditions.get("ready"), True)
         return cls(
             addresses=tuple(obj.get("addresses") or ()),
-            ready=ready,
-            serving=_unless_nil(conditions.get("serving"), ready),
+            ready=_unless_nil(conditions.get("ready"), True),
+            serving=_unless_nil(conditions.get("serving"), True),
             terminating=_unless_nil(conditions.get("terminating"), False),
             node_name=obj.get("nodeName") or "",
             zone=obj.get("zone") or "",

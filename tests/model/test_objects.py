@@ -13,7 +13,7 @@ from emu.model.objects import Endpoint, EndpointPort, EndpointSlice, LoadBalance
     [
         (None, True, True, False),
         ({}, True, True, False),
-        ({"ready": False}, False, False, False),
+        ({"ready": False}, False, True, False),
         ({"ready": False, "serving": True, "terminating": True}, False, True, True),
     ],
 )
