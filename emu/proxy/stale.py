@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from emu.netfilter.conn import Conn, parts
 from emu.netfilter.skb import UDP
 from emu.proxy.serviceport import ServicePortInfo
 from emu.wire.addr import SockAddr
 
 
 class StaleUdp:
-    """A predicate over conntrack entries, made from the service ports that were just synced."""
+    """A predicate for `Conntrack.delete_matching`, made from the service ports that were just synced."""
 
     def __init__(self, ports: Iterable[ServicePortInfo]) -> None:
         self._by_address: dict[SockAddr, frozenset[SockAddr]] = {}
@@ -31,9 +32,13 @@ class StaleUdp:
             if port.node_port:
                 self._by_node_port[port.node_port] = serving
 
-    def __call__(self, protocol: int, original_destination: SockAddr, reply_source: SockAddr) -> bool:
+    def __call__(self, conn: Conn) -> bool:
         """Is this entry a flow through a Service to an endpoint that serves no more?"""
-        if protocol != UDP:
+        if conn.proto != UDP:
             return False
-        serving = self._by_address.get(original_destination) or self._by_node_port.get(original_destination.port)
-        return serving is not None and reply_source not in serving
+        _, _, ip, port = parts(conn.original)
+        serving = self._by_address.get(SockAddr(ip, port)) or self._by_node_port.get(port)
+        if serving is None:
+            return False
+        answering_ip, answering_port, _, _ = parts(conn.reply)
+        return SockAddr(answering_ip, answering_port) not in serving

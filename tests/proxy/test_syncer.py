@@ -1,0 +1,113 @@
+"""The node agent's door: nothing before the first snapshot, one sync a burst, full syncs when the node itself changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from emu.proxy.config import ProxyConfig
+from emu.proxy.detector import NodeView
+from emu.proxy.syncer import Proxy
+from emu.wire.addr import parse_ip
+from tests.kit.services import endpoint, value
+
+NODE = NodeView("host-1", (parse_ip("192.168.0.2"),))
+CONFIG = ProxyConfig.parse("iptables", cluster_cidr="10.244.0.0/16")
+
+
+def proxy():
+    return Proxy(CONFIG, NODE)
+
+
+def test_nothing_is_written_before_the_first_snapshot():
+    subject = proxy()
+    subject.on_services([("ns1/svc1", value())], 1.0)
+    assert subject.poll_at() is None
+    assert subject.sync(100.0) is None
+
+
+def test_the_first_snapshot_is_written_even_if_there_are_no_services():
+    subject = proxy()
+    subject.on_snapshot({}, 1.0)
+    result = subject.sync(1.0)
+    assert result.full
+    assert "KUBE-SERVICES" in result.ruleset.tables["nat"].chains
+    result.ruleset.check()
+
+
+def test_a_burst_costs_one_sync_a_minimum_period():
+    subject = proxy()
+    subject.on_snapshot({}, 1.0)
+    subject.sync(1.0)
+    for i in range(10):
+        subject.on_services([(f"ns1/svc{i}", value(f"ns1/svc{i}", ["10.244.1.2"], cluster_ip=f"10.96.0.{i}"))], 1.1 + i / 100)
+    assert subject.sync(1.5) is None
+    assert subject.poll_at() == 2.0
+    result = subject.sync(2.0)
+    assert (result.services_changed, result.full) == (10, False)
+    assert subject.poll_at() is None
+    assert subject.stats().syncs == 2
+
+
+def test_what_is_taken_back_before_the_sync_costs_none():
+    subject = proxy()
+    subject.on_snapshot({}, 1.0)
+    subject.sync(1.0)
+    subject.on_services([("ns1/svc1", value())], 1.1)
+    subject.on_services([("ns1/svc1", None)], 1.2)
+    assert subject.poll_at() is None
+
+
+def test_a_resync_that_brings_nothing_new_costs_none():
+    subject = proxy()
+    subject.on_snapshot({"ns1/svc1": value()}, 1.0)
+    subject.sync(1.0)
+    subject.on_snapshot({"ns1/svc1": value()}, 5.0)
+    assert subject.poll_at() is None
+
+
+def test_a_new_zone_of_the_node_is_a_full_sync():
+    subject = proxy()
+    hinted = [endpoint("10.244.1.2", zones=["a"]), endpoint("10.244.2.2", zones=["b"])]
+    subject.on_snapshot({"ns1/svc1": value(endpoints=hinted)}, 1.0)
+    before = subject.sync(1.0).ruleset.tables["nat"].chains
+    subject.on_node(NODE, 2.0)
+    assert subject.poll_at() is None, "the same node again is no change"
+    subject.on_node(replace(NODE, zone="b"), 3.0)
+    result = subject.sync(3.0)
+    assert result.full
+    assert len(before) - len(result.ruleset.tables["nat"].chains) == 1, "one endpoint chain less: the other zone's"
+
+
+def test_udp_endpoints_that_change_name_their_stale_flows_and_tcp_ones_never():
+    subject = proxy()
+    subject.on_snapshot({"ns1/svc1": value(endpoints=["10.244.1.2"])}, 1.0)
+    assert subject.sync(1.0).stale is None
+    subject.on_services([("ns1/dns", value("ns1/dns", ["10.244.1.3"], protocol="UDP", port=53, cluster_ip="10.96.0.53"))], 3.0)
+    assert subject.sync(3.0).stale is not None
+
+
+def test_session_affinity_is_warned_of_once():
+    subject = proxy()
+    sticky = value(endpoints=["10.244.1.2"], sessionAffinity="ClientIP")
+    subject.on_snapshot({"ns1/svc1": sticky}, 1.0)
+    assert subject.sync(1.0).warnings == ("ns1/svc1: sessionAffinity ClientIP is not emulated yet; each connection picks any endpoint",)
+    subject.on_services([("ns1/svc2", value("ns1/svc2", cluster_ip="10.96.0.2"))], 3.0)
+    assert subject.sync(3.0).warnings == ()
+
+
+def test_stats_tell_the_size_of_what_is_in_force():
+    subject = proxy()
+    subject.on_snapshot({"ns1/svc1": value(endpoints=["10.244.1.2", "10.244.1.3"])}, 1.0)
+    subject.sync(1.0)
+    subject.on_swapped(0.25)
+    stats = subject.stats()
+    assert (stats.syncs, stats.full_syncs, stats.service_ports, stats.endpoints, stats.last_sync, stats.last_seconds) == (
+        1,
+        1,
+        1,
+        2,
+        1.0,
+        0.25,
+    )
+    assert stats.rules["mangle"] == 0
+    assert stats.rules["nat"] == 2 + 1 + 2 + 3 + 1 + 3 + 2 * 2  # jumps, postrouting jump, SERVICES, POSTROUTING, MARK, SVC, SEP
