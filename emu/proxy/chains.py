@@ -12,7 +12,7 @@ Spec: kubernetes `pkg/proxy/iptables/proxier.go` (`syncProxyRules`, `writeServic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from emu.netfilter.ruleset import (
@@ -65,7 +65,8 @@ class PortRules:
     filter_external: tuple[Rule, ...]
     filter_node_ports: tuple[Rule, ...]
     filter_firewall: tuple[Rule, ...]
-    chains: tuple[tuple[str, Chain], ...]
+    chains: Mapping[str, Chain]
+    size: int  # rules in `chains`
 
 
 def host(ip: Ip) -> Network:
@@ -87,6 +88,8 @@ class _Writer:
         self.svc, self.svl = f"KUBE-SVC-{digest}", f"KUBE-SVL-{digest}"
         self.ext, self.fw = f"KUBE-EXT-{digest}", f"KUBE-FW-{digest}"
         self.label = str(port.name)
+        self.plain_comment = Comment(self.label)
+        self.sep = {endpoint.text: endpoint_chain(port.name, endpoint.text) for endpoint in choice.used}
         self.protocol: Match = Protocol(port.protocol)
         self.reject: Target = Reject("icmp-port-unreachable" if around.family == 4 else "icmp6-port-unreachable")
         self.has_firewall = bool(port.source_ranges and port.load_balancer_ips)
@@ -94,6 +97,7 @@ class _Writer:
     def write(self) -> PortRules:
         port, choice = self.port, self.choice
         health_port = port.health_check_node_port
+        chains = {chain.name: chain for chain in self.chains()}
         health: Iterable[Rule] = (
             [Rule((self.comment("health check node port"), self.protocol, self.to_port(health_port)), Accept())] if health_port else ()
         )
@@ -104,7 +108,8 @@ class _Writer:
             filter_external=tuple(self.unanswered_external()),
             filter_node_ports=tuple(health),
             filter_firewall=tuple(self.firewall_drops()) if choice.has_any else (),
-            chains=tuple((chain.name, chain) for chain in self.chains()),
+            chains=chains,
+            size=sum(len(chain.rules) for chain in chains.values()),
         )
 
     # ---- pieces of rules
@@ -135,7 +140,7 @@ class _Writer:
     def nat_node_ports(self) -> Iterable[Rule]:
         """Node ports are never subject to source ranges: those guard the load balancer's address only."""
         if self.port.node_port and self.choice.has_any:
-            yield Rule((Comment(self.label), self.protocol, self.to_port(self.port.node_port)), Jump(self.ext))
+            yield Rule((self.plain_comment, self.protocol, self.to_port(self.port.node_port)), Jump(self.ext))
 
     # ---- lines of the shared filter chains: what nobody can answer
 
@@ -218,7 +223,7 @@ class _Writer:
             matches: tuple[Match, ...] = () if self.around.large_cluster else (self.comment(f"-> {endpoint.text}"),)
             if i < last:
                 matches += (Statistic(1 / (last - i + 1)),)
-            yield Rule(matches, Jump(endpoint_chain(self.port.name, endpoint.text)))
+            yield Rule(matches, Jump(self.sep[endpoint.text]))
 
     def cluster_ip_masquerade(self) -> Iterable[Rule]:
         """A source that is no pod of ours is told to come back through this node; nobody else knows the ClusterIP."""
@@ -229,9 +234,9 @@ class _Writer:
 
     def endpoint_chain(self, endpoint: EndpointInfo) -> Chain:
         """KUBE-SEP: mark a pod that reaches itself (else its answer would never leave it), then DNAT."""
-        comment: tuple[Match, ...] = () if self.around.large_cluster else (Comment(self.label),)
+        comment: tuple[Match, ...] = () if self.around.large_cluster else (self.plain_comment,)
         return Chain(
-            endpoint_chain(self.port.name, endpoint.text),
+            self.sep[endpoint.text],
             (
                 Rule((*comment, Source(host(endpoint.to.ip))), MARK_FOR_MASQUERADE),
                 Rule((*comment, self.protocol), Dnat(endpoint.to)),

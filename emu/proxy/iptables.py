@@ -93,7 +93,10 @@ def build(ports: Mapping[ServicePortName, ServicePortInfo], config: ProxyConfig,
 
 
 class IptablesBuilder:
-    """Builds one rule set after the other, sharing every chain that did not change. One node view for life."""
+    """Builds one rule set after the other, sharing every chain that did not change. One node view for life.
+
+    `rules` is the number of rules of the last one, by table.
+    """
 
     def __init__(self, config: ProxyConfig, node: NodeView, family: int = 4) -> None:
         self._config, self._node, self._family = config, node, family
@@ -101,30 +104,35 @@ class IptablesBuilder:
         self._kept: dict[ServicePortName, _Kept] = {}
         self._chains: dict[tuple[str, str], Chain] = {}
         self._tables: dict[str, Table] = {}
+        self.rules: dict[str, int] = {}
 
     def build(self, ports: Mapping[ServicePortName, ServicePortInfo]) -> RuleSet:
         """The rule set for `ports`; service ports appear in the order of their names."""
-        rules = self._rules_of(ports)
+        rules, changed = self._rules_of(ports)
         tables = {
             "mangle": self._table("mangle", {names.KUBE_PROXY_CANARY: ()}),
             "filter": self._table("filter", self._filter_chains(rules)),
-            "nat": self._table("nat", self._nat_chains(rules), flatten.from_iterable(r.chains for r in rules)),
+            "nat": self._table("nat", self._nat_chains(rules), rules if changed else None),
         }
+        if changed or not self.rules:
+            self.rules = {name: self._fixed_rules(name) for name in tables}
+            self.rules["nat"] += sum(port.size for port in rules)
         return RuleSet(MappingProxyType(tables))
 
-    def _rules_of(self, ports: Mapping[ServicePortName, ServicePortInfo]) -> list[PortRules]:
-        """The rules of every port, written anew only for ports that are new objects.
+    def _rules_of(self, ports: Mapping[ServicePortName, ServicePortInfo]) -> tuple[list[PortRules], bool]:
+        """The rules of every port, written anew only for ports that are new objects, and whether any port came, changed or went.
 
         Crossing the large-cluster threshold rewrites nothing: old chains keep their comments until their port changes.
         """
         around = self._circumstances(large=sum(len(port.endpoints) for port in ports.values()) > LARGE_CLUSTER_ENDPOINTS)
         old, self._kept = self._kept, {}
+        changed = len(old) != len(ports)
         for name in sorted(ports):
             port, kept = ports[name], old.get(name)
             if kept is None or kept.port is not port:
-                kept = _Kept(port, port_rules(port, choose(port, self._place), around))
+                kept, changed = _Kept(port, port_rules(port, choose(port, self._place), around)), True
             self._kept[name] = kept
-        return [kept.rules for kept in self._kept.values()]
+        return [kept.rules for kept in self._kept.values()], changed
 
     def _circumstances(self, *, large: bool) -> Circumstances:
         return Circumstances(
@@ -137,8 +145,11 @@ class IptablesBuilder:
 
     # ---- one table
 
-    def _table(self, table: str, fixed: Mapping[str, tuple[Rule, ...]], own: Iterable[tuple[str, Chain]] = ()) -> Table:
-        """Built-in chains, then the fixed KUBE chains, then those of the service ports; the old Table if all is as it was."""
+    def _table(self, table: str, fixed: Mapping[str, tuple[Rule, ...]], own: Iterable[PortRules] | None = None) -> Table:
+        """Built-in chains, then the fixed KUBE chains, then those of the service ports; the old Table if all is as it was.
+
+        `own` is None for a table without chains of service ports, and if these are what they were.
+        """
         skip = () if self._localhost_node_ports else (_TO_LOCALNET_FIREWALL,)
         chains = {
             name: self._chain(table, name, tuple(rule for rule in rules if rule not in skip), Verdict.ACCEPT)
@@ -146,10 +157,12 @@ class IptablesBuilder:
             if where == table
         }
         chains.update((name, self._chain(table, name, rules, None)) for name, rules in fixed.items())
-        chains.update(own)
         old = self._tables.get(table)
-        if old is None or list(old.chains.values()) != list(chains.values()):  # a Chain equals only itself
-            self._tables[table] = Table(table, MappingProxyType(chains))
+        if old is not None and own is None and all(old.chains[name] is chain for name, chain in chains.items()):
+            return old
+        for port in own or ():
+            chains.update(port.chains)
+        self._tables[table] = Table(table, MappingProxyType(chains))
         return self._tables[table]
 
     def _chain(self, table: str, name: str, rules: tuple[Rule, ...], policy: Verdict | None) -> Chain:
@@ -158,6 +171,9 @@ class IptablesBuilder:
         if kept is None or kept.rules != rules:
             kept = self._chains[table, name] = Chain(name, rules, policy)
         return kept
+
+    def _fixed_rules(self, table: str) -> int:
+        return sum(len(chain.rules) for (where, _), chain in self._chains.items() if where == table)
 
     @property
     def _localhost_node_ports(self) -> bool:

@@ -111,7 +111,7 @@ class Proxy:
         applied = self._changes.apply()
         ruleset = self._builder.build(self._changes.ports)
         self._schedule.ran(now)
-        self._count(ruleset, now, full=full, changed=applied.services)
+        self._count(self._builder.rules, now, full=full, changed=applied.services)
         stale = StaleUdp(self._changes.ports.values()) if applied.udp_endpoints else None
         return SyncResult(ruleset, stale, full, applied.services, self._warnings())
 
@@ -122,7 +122,7 @@ class Proxy:
     def stats(self) -> ProxyStats:
         return self._stats
 
-    def _count(self, ruleset: RuleSet, now: float, *, full: bool, changed: int) -> None:
+    def _count(self, rules: Mapping[str, int], now: float, *, full: bool, changed: int) -> None:
         ports, old = self._changes.ports, self._stats
         self._stats = replace(
             old,
@@ -131,7 +131,7 @@ class Proxy:
             services_changed=old.services_changed + changed,
             service_ports=len(ports),
             endpoints=sum(len(port.endpoints) for port in ports.values()),
-            rules={name: sum(len(chain.rules) for chain in table.chains.values()) for name, table in ruleset.tables.items()},
+            rules=rules,
             last_sync=now,
         )
 

@@ -39,6 +39,10 @@ def said(ruleset):
     return {(table.name, chain.name): (chain.rules, chain.policy) for table in ruleset.tables.values() for chain in table.chains.values()}
 
 
+def rules_by_table(ruleset):
+    return {table.name: sum(len(chain.rules) for chain in table.chains.values()) for table in ruleset.tables.values()}
+
+
 def order(ruleset):
     return [(table.name, name) for table in ruleset.tables.values() for name in table.chains]
 
@@ -76,6 +80,7 @@ def test_building_step_by_step_or_at_once_gives_the_same_rule_set():
         fresh = build(changes.ports, CONFIG, NODE)
         assert said(step) == said(fresh)
         assert order(step) == order(fresh)
+        assert builder.rules == rules_by_table(step)
 
 
 def test_a_service_that_is_gone_leaves_no_chain():
