@@ -1,0 +1,125 @@
+"""Asks a rule set what becomes of the first packet of a connection: one node's netfilter, real packets, no stack.
+
+Walks the hooks as a node does (a pod's or an outside packet: PREROUTING, route, INPUT or FORWARD, POSTROUTING; the node's
+own: OUTPUT, then as routed) and lists every backend that chance may pick, by taking each way of every draw once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emu.netfilter.conn import parts
+from emu.netfilter.hooks import Hook, Verdict
+from emu.netfilter.netfilter import Netfilter
+from emu.netfilter.ruleset import RuleSet
+from emu.netfilter.skb import PROTOCOL_NAMES, Skb
+from emu.wire.addr import SockAddr, format_ip, parse_ip
+
+PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client would find: `outcome` is delivered, local, unrouted, rejected or dropped; `to` the backends."""
+
+    outcome: str
+    to: frozenset[str] = frozenset()
+    masquerade: bool = False
+    source: str = ""
+    rules: int = 0
+
+
+def packet(src: str, dst: str, protocol: str = "tcp") -> Skb:
+    """The first packet of a connection between two `ip:port`: a SYN, a datagram or an INIT."""
+    source, destination, number = SockAddr.parse(src), SockAddr.parse(dst), PROTOCOLS[protocol]
+    ports = source.port.to_bytes(2, "big") + destination.port.to_bytes(2, "big")
+    body = {
+        "tcp": bytes(8) + b"\x50\x02\xff\xff" + bytes(4),
+        "udp": b"\x00\x08\x00\x00",
+        "sctp": bytes(8) + b"\x01\x00\x00\x14" + bytes(16),
+    }[protocol]
+    header = bytes((0x45, 0)) + (24 + len(body)).to_bytes(2, "big") + bytes((0, 0, 0x40, 0, 64, number, 0, 0)) + source.ip + destination.ip
+    skb = Skb.parse(header + ports + body)
+    assert isinstance(skb, Skb)
+    return skb
+
+
+class FlowNode:
+    """A node's surroundings for rules: its addresses, where masquerade gets its own from, and chance."""
+
+    def __init__(self, ruleset: RuleSet, ips: tuple[str, ...] = ("192.168.0.2",), seed: int = 0) -> None:
+        self.ips = tuple(map(parse_ip, ips))
+        self.chance: Callable[[], float] = random.Random(seed).random
+        self.ruleset = ruleset
+
+    def is_local(self, ip: bytes) -> bool:
+        return ip in self.ips or ip[0] == 127
+
+    def masquerade_address(self, oif: str, dst: bytes) -> bytes | None:
+        return self.ips[0]
+
+    def random(self) -> float:
+        return self.chance()
+
+    def hop(self, skb: Skb, where: str, rule: str | None = None, note: str | None = None, rules: int = 0) -> None:
+        """Nothing is traced here."""
+
+    def once(self, src: str, dst: str, protocol: str = "tcp", *, iif: str = "cni0") -> Answer:
+        """Send one packet, on a node without any connections."""
+        netfilter, skb = Netfilter(self), packet(src, dst, protocol)
+        netfilter.swap(self.ruleset)
+        own = self.is_local(skb.src)
+        skb.iif, skb.oif = ("", "eth0") if own else (iif, "")
+        for hook in (Hook.OUTPUT,) if own else (Hook.PREROUTING,):
+            if (verdict := netfilter.run(hook, skb, 0.0)) is not Verdict.ACCEPT:
+                return _refused(verdict, skb)
+        local = self.is_local(skb.dst)
+        if not own:
+            skb.oif = "" if local else "eth0"
+            if (verdict := netfilter.run(Hook.INPUT if local else Hook.FORWARD, skb, 0.0)) is not Verdict.ACCEPT:
+                return _refused(verdict, skb)
+        if own or not local:
+            if (verdict := netfilter.run(Hook.POSTROUTING, skb, 0.0)) is not Verdict.ACCEPT:
+                return _refused(verdict, skb)
+        return self._arrived(skb, SockAddr.parse(src), SockAddr.parse(dst), local=local)
+
+    def _arrived(self, skb: Skb, src: SockAddr, dst: SockAddr, *, local: bool) -> Answer:
+        assert skb.ct is not None
+        answering_ip, answering_port, seen_ip, _ = parts(skb.ct.reply)
+        assert (answering_ip, answering_port) == skb.destination, "what is sent and what is expected back must agree"
+        masquerade = seen_ip != src.ip or (skb.source != src)
+        if skb.destination == dst:
+            return Answer("local" if local else "unrouted", rules=skb.rules)
+        return Answer("delivered", frozenset([str(skb.destination)]), masquerade, format_ip(skb.src), skb.rules)
+
+    def ask(self, src: str, dst: str, protocol: str = "tcp", *, iif: str = "cni0") -> Answer:
+        """Every backend that may be drawn; the rest of the answer must not depend on the draw (rules: the most)."""
+        answers: list[Answer] = []
+        pending: list[tuple[bool, ...]] = [()]
+        while pending:
+            script = pending.pop()
+            draws: list[bool] = []
+
+            def chance(script: tuple[bool, ...] = script, draws: list[bool] = draws) -> float:
+                taken = script[len(draws)] if len(draws) < len(script) else True
+                draws.append(taken)
+                return 0.0 if taken else 0.999999
+
+            self.chance = chance
+            answers.append(self.once(src, dst, protocol, iif=iif))
+            pending.extend((*draws[:i], False) for i in range(len(script), len(draws)))
+        ((outcome, masquerade),) = {(a.outcome, a.masquerade) for a in answers}
+        backends = frozenset[str]().union(*(a.to for a in answers))
+        return Answer(outcome, backends, masquerade, answers[0].source, max(a.rules for a in answers))
+
+    def sample(self, src: str, dst: str, count: int, seed: int) -> Counter[str]:
+        """How often each backend is drawn by `count` connections."""
+        self.chance = random.Random(seed).random
+        return Counter(backend for _ in range(count) for backend in self.once(src, dst).to)
+
+
+def _refused(verdict: Verdict, skb: Skb) -> Answer:
+    return Answer("rejected" if verdict is Verdict.REJECT else "dropped", rules=skb.rules)
