@@ -23,13 +23,20 @@ PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a client would find: `outcome` is delivered, local, unrouted, rejected or dropped; `to` the backends."""
+    """What a client would find: `outcome` is delivered, local, unrouted, rejected or dropped.
+
+    `seen` has each backend with the address that it sees the client come from; `masquerade`: is that another than the
+    client's own (or another port) for any of them? `rules` is the number of rules evaluated.
+    """
 
     outcome: str
-    to: frozenset[str] = frozenset()
+    seen: frozenset[tuple[str, str]] = frozenset()
     masquerade: bool = False
-    source: str = ""
     rules: int = 0
+
+    @property
+    def to(self) -> set[str]:
+        return {backend for backend, _ in self.seen}
 
 
 def packet(src: str, dst: str, protocol: str = "tcp") -> Skb:
@@ -50,8 +57,9 @@ def packet(src: str, dst: str, protocol: str = "tcp") -> Skb:
 class FlowNode:
     """A node's surroundings for rules: its addresses, where masquerade gets its own from, and chance."""
 
-    def __init__(self, ruleset: RuleSet, ips: tuple[str, ...] = ("192.168.0.2",), seed: int = 0) -> None:
+    def __init__(self, ruleset: RuleSet, ips: tuple[str, ...] = ("192.168.0.2",), seed: int = 0, masquerade_as: str = "") -> None:
         self.ips = tuple(map(parse_ip, ips))
+        self.masquerade_as = parse_ip(masquerade_as) if masquerade_as else self.ips[0]
         self.chance: Callable[[], float] = random.Random(seed).random
         self.ruleset = ruleset
 
@@ -59,7 +67,7 @@ class FlowNode:
         return ip in self.ips or ip[0] == 127
 
     def masquerade_address(self, oif: str, dst: bytes) -> bytes | None:
-        return self.ips[0]
+        return self.masquerade_as
 
     def random(self) -> float:
         return self.chance()
@@ -81,9 +89,8 @@ class FlowNode:
             skb.oif = "" if local else "eth0"
             if (verdict := netfilter.run(Hook.INPUT if local else Hook.FORWARD, skb, 0.0)) is not Verdict.ACCEPT:
                 return _refused(verdict, skb)
-        if own or not local:
-            if (verdict := netfilter.run(Hook.POSTROUTING, skb, 0.0)) is not Verdict.ACCEPT:
-                return _refused(verdict, skb)
+        if (own or not local) and (verdict := netfilter.run(Hook.POSTROUTING, skb, 0.0)) is not Verdict.ACCEPT:
+            return _refused(verdict, skb)
         return self._arrived(skb, SockAddr.parse(src), SockAddr.parse(dst), local=local)
 
     def _arrived(self, skb: Skb, src: SockAddr, dst: SockAddr, *, local: bool) -> Answer:
@@ -93,10 +100,10 @@ class FlowNode:
         masquerade = seen_ip != src.ip or (skb.source != src)
         if skb.destination == dst:
             return Answer("local" if local else "unrouted", rules=skb.rules)
-        return Answer("delivered", frozenset([str(skb.destination)]), masquerade, format_ip(skb.src), skb.rules)
+        return Answer("delivered", frozenset([(str(skb.destination), format_ip(skb.src))]), masquerade, skb.rules)
 
     def ask(self, src: str, dst: str, protocol: str = "tcp", *, iif: str = "cni0") -> Answer:
-        """Every backend that may be drawn; the rest of the answer must not depend on the draw (rules: the most)."""
+        """Every backend that may be drawn; the outcome must not depend on the draw. Rules: the most."""
         answers: list[Answer] = []
         pending: list[tuple[bool, ...]] = [()]
         while pending:
@@ -111,9 +118,9 @@ class FlowNode:
             self.chance = chance
             answers.append(self.once(src, dst, protocol, iif=iif))
             pending.extend((*draws[:i], False) for i in range(len(script), len(draws)))
-        ((outcome, masquerade),) = {(a.outcome, a.masquerade) for a in answers}
-        backends = frozenset[str]().union(*(a.to for a in answers))
-        return Answer(outcome, backends, masquerade, answers[0].source, max(a.rules for a in answers))
+        (outcome,) = {a.outcome for a in answers}
+        seen = frozenset[tuple[str, str]]().union(*(a.seen for a in answers))
+        return Answer(outcome, seen, any(a.masquerade for a in answers), max(a.rules for a in answers))
 
     def sample(self, src: str, dst: str, count: int, seed: int) -> Counter[str]:
         """How often each backend is drawn by `count` connections."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from emu.netfilter.hooks import Hook, Verdict
+from emu.netfilter.netfilter import Netfilter
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.syncer import Proxy
-from emu.wire.addr import parse_ip
+from emu.wire.addr import format_ip, parse_ip
+from tests.kit.flows import FlowNode, packet
 from tests.kit.services import endpoint, value
 
 NODE = NodeView("host-1", (parse_ip("192.168.0.2"),))
@@ -84,6 +87,32 @@ def test_udp_endpoints_that_change_name_their_stale_flows_and_tcp_ones_never():
     assert subject.sync(1.0).stale is None
     subject.on_services([("ns1/dns", value("ns1/dns", ["10.244.1.3"], protocol="UDP", port=53, cluster_ip="10.96.0.53"))], 3.0)
     assert subject.sync(3.0).stale is not None
+
+
+def test_a_udp_client_that_keeps_its_port_gets_a_living_endpoint_after_the_sync():
+    subject = proxy()
+
+    def dns(address):
+        return {"ns1/dns": value("ns1/dns", [address], protocol="UDP", port=53, target=53, cluster_ip="10.96.0.53")}
+
+    subject.on_snapshot(dns("10.244.1.3"), 1.0)
+    ruleset = subject.sync(1.0).ruleset
+    netfilter = Netfilter(FlowNode(ruleset))
+    netfilter.swap(ruleset)
+
+    def ask():
+        skb = packet("10.244.1.2:5000", "10.96.0.53:53", "udp")
+        for hook in (Hook.PREROUTING, Hook.FORWARD, Hook.POSTROUTING):
+            assert netfilter.run(hook, skb, 4.0) is Verdict.ACCEPT
+        return format_ip(skb.dst)
+
+    assert ask() == "10.244.1.3"
+    subject.on_snapshot(dns("10.244.1.4"), 3.0)
+    result = subject.sync(3.0)
+    netfilter.swap(result.ruleset)
+    assert ask() == "10.244.1.3", "conntrack remembers, whatever the rules say now"
+    assert netfilter.conntrack.delete_matching(result.stale) == 1
+    assert ask() == "10.244.1.4"
 
 
 def test_session_affinity_is_warned_of_once():
