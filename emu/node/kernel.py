@@ -1,0 +1,287 @@
+"""Leader/follower: how threads of a node take turns at the wire. Decides who receives, who sleeps and who runs handlers.
+
+A container thread that waits for data becomes the reader of the node's carrier (the leader), processes whatever arrives
+until its own data is there, and leaves; nobody hands packets from thread to thread. When no thread waits, the spare thread
+reads. A vacated role is not announced: the spare looks every millisecond while the role changes hands, and sleeps untimed
+after `QUIET_LOOKS` looks that found the same leader. Timers are the spare's, whether it leads or not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+from emu.stack.sockets import Waiter
+from emu.stack.softnet import INFINITY, Softnet
+
+LOOK = 0.001  # seconds between the spare's looks while the role changes hands
+QUIET_LOOKS = 20
+FOREVER = 3600.0  # seconds; longer than any sleep that matters, and within what a semaphore takes
+STACK_SIZE = 512 * 1024  # bytes of a container thread's C stack: Python frames live elsewhere
+
+
+class Inbox(Protocol):
+    """The receiving half of a carrier."""
+
+    def recv(self) -> bytes: ...
+    def recv_for(self, seconds: float) -> bytes: ...
+    def wait_forever(self) -> None: ...
+    def kick(self) -> None: ...
+
+
+class Kicker:
+    """What stands in `Waiter.parked` while the thread is the leader: waking it means kicking the carrier."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def release(self) -> None:
+        self._inbox.kick()
+
+
+class LeaderFollower:
+    """The `pod.kernel.Kernel` of a real node.
+
+    The one lock guards everything in `emu.stack` and `emu.netfilter` of this node: namespaces, sockets, conntrack, flow caches,
+    the softnet; and here `leader`, `waiting`, `epoch`, `handling`. It is held for microseconds, never across a blocking call or
+    a handler.
+    """
+
+    def __init__(self, softnet: Softnet, inbox: Inbox, receive: Callable[[bytes], None]) -> None:
+        self.softnet, self._inbox, self._receive = softnet, inbox, receive
+        self.lock = threading.Lock()
+        self._kicker = Kicker(inbox)
+        self._spare_waiter = Waiter()
+        self._spare_sleep = threading.Lock()
+        self._spare_sleep.acquire()
+        self._spare_until = INFINITY  # when the spare will look by itself
+        self.leader: Waiter | None = None
+        self.waiting: list[Waiter] = []
+        self.epoch = 0
+        self.handling = False
+        self.stopping = False
+        self._pool: list[threading.Lock] = []
+        softnet.wake = self._timer_moved
+        self._spare = threading.Thread(target=self._run_spare, name="spare", daemon=True)
+
+    def start(self) -> None:
+        threading.stack_size(STACK_SIZE)
+        self._spare.start()
+
+    def stop(self) -> None:
+        """End the spare thread; container threads must have been told already."""
+        with self.lock:
+            self.stopping = True
+            self._wake_spare()
+            if self.leader is not None:
+                self._inbox.kick()
+        self._spare.join(1.0)
+
+    def now(self) -> float:
+        return monotonic()
+
+    def spawn(self, name: str, run: Callable[[], None]) -> None:
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def enter(self) -> float:
+        self.lock.acquire()
+        self.softnet.now = now = monotonic()
+        return now
+
+    def leave(self) -> None:
+        softnet = self.softnet
+        softnet.run()
+        if softnet.due and not self.handling:
+            self._handle()
+        self.lock.release()
+
+    def _handle(self) -> None:
+        """Run due handlers, one at a time and never nested; the lock is held on entry and on return, but not meanwhile."""
+        softnet, lock = self.softnet, self.lock
+        due = softnet.due
+        self.handling = True
+        while due:
+            sock = due.popleft()
+            sock.event_queued = False
+            handler = sock.on_event
+            if handler is None:
+                continue
+            lock.release()
+            try:
+                handler(sock)
+            finally:
+                lock.acquire()
+        self.handling = False
+
+    # ---- waiting ---------------------------------------------------------------------------------------------------------------
+
+    def wait(self, waiter: Waiter, deadline: float | None) -> bool:
+        softnet = self.softnet
+        softnet.run()
+        if softnet.due and not self.handling:
+            self._handle()
+        timeout = deadline_timer = None
+        if deadline is not None:
+            timeout = deadline
+            if deadline <= softnet.now and not waiter.ready:
+                return False
+        while not waiter.ready:
+            if self.leader is None:
+                if timeout is not None and deadline_timer is None:
+                    deadline_timer = _Deadline(waiter, timeout)
+                    softnet.arm(deadline_timer, timeout)
+                self._lead(waiter)
+            else:
+                self._follow(waiter, timeout)
+            if timeout is not None and softnet.now >= timeout:
+                break
+        if deadline_timer is not None:
+            deadline_timer.at = INFINITY
+        ready, waiter.ready = waiter.ready, False
+        return ready and not (deadline_timer is not None and deadline_timer.fired and softnet.now >= (timeout or 0))
+
+    def _lead(self, waiter: Waiter) -> None:
+        """Read the wire until the waiter is set. The lock is held on entry and return."""
+        lock, softnet, recv, receive = self.lock, self.softnet, self._inbox.recv, self._receive
+        kicker = self._kicker
+        self.leader = waiter
+        self.epoch += 1
+        while not waiter.ready:
+            waiter.parked = kicker
+            lock.release()
+            message = recv()
+            lock.acquire()
+            waiter.parked = None
+            softnet.now = monotonic()
+            if message:
+                receive(message)
+                softnet.run()
+                if softnet.due and not self.handling:
+                    self._handle()
+        self.leader = None
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """The role is vacant: a thread that sleeps takes it; the spare is told only if it does not look by itself."""
+        if self.waiting:
+            heir = self.waiting[-1]
+            parked, heir.parked = heir.parked, None
+            if parked is not None:
+                parked.release()
+        elif self._spare_until == INFINITY:
+            self._wake_spare()
+
+    def _follow(self, waiter: Waiter, deadline: float | None) -> None:
+        """Sleep while another leads. The spare gives way to a container thread."""
+        if self.leader is self._spare_waiter:
+            self._spare_waiter.set()
+        sleep = self._pool.pop() if self._pool else _locked()
+        waiter.parked = sleep
+        self.waiting.append(waiter)
+        self.lock.release()
+        woken = sleep.acquire(timeout=-1 if deadline is None else max(0.0, deadline - monotonic()))
+        self.lock.acquire()
+        self.waiting.remove(waiter)
+        if woken or waiter.parked is sleep:
+            self._pool.append(sleep)  # else it was released between the time-out and the lock, and is not clean
+        waiter.parked = None
+        self.softnet.now = monotonic()
+
+    # ---- the spare -------------------------------------------------------------------------------------------------------------
+
+    def _timer_moved(self, deadline: float) -> None:
+        """An earlier deadline than any before; the lock is held."""
+        if deadline < self._spare_until:
+            if self.leader is self._spare_waiter:
+                self._spare_waiter.set()
+            else:
+                self._wake_spare()
+
+    def _wake_spare(self) -> None:
+        self._spare_until = 0.0
+        if self._spare_sleep.locked():
+            self._spare_sleep.release()
+
+    def _run_spare(self) -> None:
+        softnet, lock = self.softnet, self.lock
+        seen, quiet = -1, 0
+        lock.acquire()
+        while not self.stopping:
+            softnet.now = monotonic()
+            softnet.expire()
+            softnet.run()
+            if softnet.due and not self.handling:
+                self._handle()
+                continue
+            if self.leader is None and not self.waiting and self.epoch == seen:
+                self._lead_as_spare()
+                if self.waiting:
+                    self._hand_over()
+                seen = -1
+                continue
+            quiet = quiet + 1 if self.leader is not None and self.epoch == seen else 0
+            seen = self.epoch
+            until = softnet.horizon
+            if quiet <= QUIET_LOOKS:
+                until = min(until, softnet.now + LOOK)
+            self._spare_until = until
+            lock.release()
+            self._spare_sleep.acquire(timeout=min(FOREVER, max(0.0, until - monotonic())))
+            lock.acquire()
+        lock.release()
+
+    def _lead_as_spare(self) -> None:
+        """Read the wire while no container thread wants to, no longer than to the next timer."""
+        lock, softnet, recv, receive = self.lock, self.softnet, self._inbox.recv_for, self._receive
+        waiter, kicker = self._spare_waiter, self._kicker
+        self.leader = waiter
+        timeout = 0.0
+        while not self.waiting and not self.stopping:
+            now = softnet.now
+            if softnet.horizon <= now:
+                softnet.expire()
+                softnet.run()
+                if softnet.due and not self.handling:
+                    self._handle()
+            left = softnet.horizon - now
+            if timeout > left + LOOK or timeout == 0.0:
+                timeout = max(LOOK, left / 2 if left < 1.0 else left)  # halving: the socket's time-out changes rarely under traffic
+            self._spare_until = now + timeout
+            waiter.ready = False
+            waiter.parked = kicker
+            lock.release()
+            message = recv(min(timeout, FOREVER))
+            lock.acquire()
+            waiter.parked = None
+            softnet.now = monotonic()
+            if message:
+                receive(message)
+                softnet.run()
+                if softnet.due and not self.handling:
+                    self._handle()
+            else:
+                timeout = 0.0
+        self.leader = None
+        self._inbox.wait_forever()
+
+
+class _Deadline:
+    """A leader's own time-out: it cannot leave `recv` by itself, so a timer sets its waiter."""
+
+    def __init__(self, waiter: Waiter, at: float) -> None:
+        self.waiter, self.at, self.armed, self.fired = waiter, at, INFINITY, False
+
+    def poll_at(self) -> float:
+        return self.at
+
+    def on_timer(self, now: float) -> None:
+        self.at, self.fired = INFINITY, True
+        self.waiter.set()
+
+
+def _locked() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock

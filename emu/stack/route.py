@@ -1,0 +1,70 @@
+"""Routes: longest prefix first (`ip route`). Decides where a destination goes; must not know devices beyond their names.
+
+Local delivery is decided before these are asked, as Linux's `local` table comes before `main`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from emu.wire.addr import Ip, Network, format_ip
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`PREFIX [via GATEWAY] dev DEVICE [src SOURCE]`; a gateway on `onlink` need not be reachable by another route."""
+
+    prefix: Network
+    device: str
+    gateway: Ip | None = None
+    source: Ip | None = None
+    onlink: bool = False
+
+    def __str__(self) -> str:
+        length = self.prefix.length
+        text = "default" if length == 0 else str(self.prefix) if length < 8 * len(self.prefix.address) else format_ip(self.prefix.address)
+        if self.gateway is not None:
+            text += f" via {format_ip(self.gateway)}"
+        text += f" dev {self.device}"
+        if self.gateway is None:
+            text += " proto kernel scope link"
+        if self.source is not None:
+            text += f" src {format_ip(self.source)}"
+        return text + (" onlink" if self.onlink else "")
+
+
+class RoutingTable:
+    """The main table of one namespace and family. One dict a prefix length, asked from long to short."""
+
+    def __init__(self) -> None:
+        self._by_length: dict[int, dict[int, Route]] = {}
+        self._order: tuple[tuple[int, dict[int, Route]], ...] = ()
+
+    def add(self, route: Route) -> None:
+        """Add or replace the route to a prefix."""
+        self._by_length.setdefault(route.prefix.length, {})[route.prefix.value] = route
+        self._reorder()
+
+    def remove(self, prefix: Network) -> None:
+        """Take the route to a prefix away; no error if there is none."""
+        self._by_length.get(prefix.length, {}).pop(prefix.value, None)
+        self._reorder()
+
+    def _reorder(self) -> None:
+        # masks are precomputed so that a look-up is one `and` and one dict access per prefix length in use
+        bits = 8 * next((len(r.prefix.address) for table in self._by_length.values() for r in table.values()), 4)
+        full = (1 << bits) - 1
+        self._order = tuple((full ^ (full >> length), table) for length, table in sorted(self._by_length.items(), reverse=True) if table)
+
+    def lookup(self, ip: Ip) -> Route | None:
+        """The most specific route to an address."""
+        value = int.from_bytes(ip, "big")
+        for mask, table in self._order:
+            route = table.get(value & mask)
+            if route is not None:
+                return route
+        return None
+
+    def __iter__(self) -> Iterator[Route]:
+        return (route for _, table in sorted(self._by_length.items()) for _, route in sorted(table.items()))

@@ -1,0 +1,108 @@
+"""eth0 of a node: the device whose wire is a carrier. Decides batching, and what of the carrier is too old or not for us.
+
+What is queued for a peer goes as one message when the outermost entry into the stack returns, so packets that are ready
+together travel together and a lone packet never waits. Messages for another incarnation of this node, and inside one host
+those older than `MAX_AGE`, are dropped and counted: a restarted node never delivers to a new owner of an address.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from emu.errors import DropReason
+from emu.netfilter.skb import Skb
+from emu.stack.device import Device
+from emu.wire.addr import Ip, format_ip
+from emu.wire.message import PREAMBLE, RECORD, VERSION
+
+if TYPE_CHECKING:
+    from emu.stack.namespace import NetNamespace
+
+MAX_AGE = 1.0  # seconds; no link inside one host holds a packet longer
+MAX_BATCH = 1 << 17  # bytes in one message
+_FIRST = PREAMBLE.size + RECORD.size
+
+
+class Wire(Protocol):
+    """All that the device needs of a carrier."""
+
+    def send(self, ip: Ip, message: bytes) -> bool: ...
+
+
+class Underlay(Device):
+    """The node's link to all other nodes. `incarnations` says which life of a peer its address means now."""
+
+    kind = "underlay"
+
+    def __init__(self, ns: NetNamespace, name: str, mtu: int, wire: Wire, incarnation: int, *, same_host: bool = True) -> None:
+        super().__init__(ns, name, mtu)
+        self.wire, self.incarnation = wire, incarnation
+        self.max_age = int(MAX_AGE * 1e6) if same_host else 1 << 63
+        self.incarnations: dict[Ip, int] = {}
+        self._pending: dict[Ip, list[bytes]] = {}
+        self._pending_bytes = 0
+
+    def resolve(self, ip: Ip) -> bool:
+        return True  # an absent node is silence, not an ARP failure: nodes are reached over a network, not a link
+
+    def xmit(self, skb: Skb, next_hop: Ip) -> None:
+        data = bytes(skb.buf)
+        self.sent(len(data))
+        if skb.trace:
+            self.ns.hop(skb, "wire", note=f"to {format_ip(next_hop)}")
+        self.ns.remember(skb, self.mtu, lambda data, head, gso_size: self.queue(next_hop, data[:6] + head + data[24:], gso_size, 0))
+        self.queue(next_hop, data, skb.gso_size, skb.trace)
+
+    def queue(self, peer: Ip, data: bytes, gso_size: int, trace: int) -> None:
+        """Put a finished packet into the peer's batch."""
+        pending = self._pending
+        if not pending:
+            self._softnet.flushes.append(self.flush)
+        size = len(data)
+        record = RECORD.pack(size, gso_size, trace)
+        parts = pending.get(peer)
+        if parts is None:
+            pending[peer] = [b"", record, data]
+        else:
+            parts.append(record)
+            parts.append(data)
+        self._pending_bytes += size
+        if self._pending_bytes > MAX_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand every batch to the carrier; a full queue drops, as a network card does."""
+        pending, self._pending = self._pending, {}
+        self._pending_bytes = 0
+        sent = int(self._softnet.now * 1e6)
+        for peer, parts in pending.items():
+            parts[0] = PREAMBLE.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), sent)
+            if not self.wire.send(peer, b"".join(parts)):
+                self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER, len(parts) >> 1)
+
+    def receive_message(self, message: bytes) -> None:
+        """Take one message of the carrier apart. Never raises: what does not hold together is counted and dropped."""
+        size = len(message)
+        if size < _FIRST:
+            self.ns.count(DropReason.BAD_MESSAGE)
+            return
+        version, _flags, _reserved, incarnation, sent = PREAMBLE.unpack_from(message)
+        if version != VERSION:
+            self.ns.count(DropReason.BAD_MESSAGE)
+            return
+        if incarnation != self.incarnation:
+            self.ns.count(DropReason.STALE_INCARNATION)
+            return
+        if self._softnet.now * 1e6 - sent > self.max_age:
+            self.ns.count(DropReason.STALE_AGE)
+            return
+        at = PREAMBLE.size
+        while at + RECORD.size <= size:
+            length, gso_size, trace = RECORD.unpack_from(message, at)
+            at += RECORD.size
+            if at + length > size:
+                break
+            self.receive(message[at : at + length], gso_size, trace)
+            at += length
+        if at != size:
+            self.ns.count(DropReason.BAD_MESSAGE)

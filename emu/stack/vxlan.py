@@ -1,0 +1,114 @@
+"""A VXLAN device as flannel makes it: `ip link add flannel.1 type vxlan id 1 local IP dstport 8472 nolearning` (RFC 7348).
+
+Decides encapsulation: inner Ethernet, VXLAN, UDP, outer IPv4, 50 bytes in all. The outer packet is an ordinary local packet of
+the node (OUTPUT, POSTROUTING) on its way out and in (PREROUTING, INPUT). Neighbours and forwarding entries are permanent, set
+by the CNI; there is no learning and no flooding.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+from emu.errors import DropReason
+from emu.netfilter.skb import UDP, Skb
+from emu.stack.device import Device
+from emu.stack.flow import cacheable
+from emu.wire.addr import Ip, format_ip
+
+if TYPE_CHECKING:
+    from emu.stack.namespace import NetNamespace
+    from emu.stack.underlay import Underlay
+
+OVERHEAD = 50
+UDP_PORT = 8472  # Linux's own, which flannel keeps; IANA's is 4789
+FLAGS = 0x08000000  # "the VNI is valid", the only flag
+_FIRST_PORT, _PORTS = 32768, 28232  # udp_flow_src_port: a hash of the inner flow into the local port range
+
+# version and length words, then three constant runs of a flow around the two length fields and the IP identification
+_OUTER = struct.Struct("!HHH18sH24s")
+_FIXED = struct.Struct("!HBBH4s4sHH")  # fragment bits .. UDP destination port
+_TAIL = struct.Struct("!HII6s6sH")  # UDP checksum .. Ethernet type
+
+
+class Tunnel:
+    """One flow's way through the device: the outer header is constant but for lengths and identification."""
+
+    __slots__ = ("conn", "fixed", "peer", "softnet", "tail", "underlay", "vxlan")
+
+    def __init__(self, vxlan: Vxlan, underlay: Underlay, peer: Ip, outer: Skb, tail: bytes) -> None:
+        self.vxlan, self.underlay, self.peer, self.tail = vxlan, underlay, peer, tail
+        self.fixed, self.conn, self.softnet = bytes(outer.buf[6:24]), outer.ct, vxlan.ns.softnet
+
+    def send(self, data: bytes, head: bytes, gso_size: int) -> None:
+        vxlan = self.vxlan
+        size = len(data)
+        vxlan.ident = ident = vxlan.ident + 1 & 0xFFFF
+        vxlan.tx_packets += 1
+        vxlan.tx_bytes += size
+        conn = self.conn
+        if conn is not None:  # the tunnel's own connection lives as long as packets go through it
+            conn.expires = self.softnet.now + conn.timeout
+            conn.packets += 1
+            conn.bytes += size + 50
+        outer = _OUTER.pack(0x4500, size + 50, ident, self.fixed, size + 30, self.tail)
+        self.underlay.queue(self.peer, outer + data[:6] + head + data[24:], gso_size, 0)
+
+
+class Vxlan(Device):
+    """One VXLAN network identifier at one node. `neighbours` is IP to MAC, `fdb` MAC to the peer node's underlay address."""
+
+    kind = "vxlan"
+
+    def __init__(self, ns: NetNamespace, name: str, vni: int, local: Ip, mtu: int, mac: bytes) -> None:
+        super().__init__(ns, name, mtu, mac)
+        self.vni, self.local = vni, local
+        self.neighbours: dict[Ip, bytes] = {}
+        self.fdb: dict[bytes, Ip] = {}
+        self.ident = 0
+        self._header = struct.pack("!II", FLAGS, vni << 8)
+
+    def resolve(self, ip: Ip) -> bool:
+        return True  # entries are permanent: what has none is dropped in xmit, not asked for
+
+    def xmit(self, skb: Skb, next_hop: Ip) -> None:
+        ns = self.ns
+        mac = self.neighbours.get(next_hop)
+        remote = self.fdb.get(mac) if mac is not None else None
+        if mac is None or remote is None:
+            ns.drop(skb, DropReason.UNKNOWN_PEER, self.name)
+            return
+        inner = bytes(skb.buf)
+        self.sent(len(inner))
+        sport = _FIRST_PORT + zlib.crc32(inner[9:24]) % _PORTS
+        fixed = _FIXED.pack(0, 64, UDP, 0, self.local, remote, sport, UDP_PORT)
+        tail = _TAIL.pack(0, FLAGS, self.vni << 8, mac, self.mac, 0x0800)
+        self.ident = self.ident + 1 & 0xFFFF
+        outer = Skb.parse(_OUTER.pack(0x4500, len(inner) + OVERHEAD, self.ident, fixed, len(inner) + 30, tail) + inner)
+        assert isinstance(outer, Skb), outer
+        outer.gso_size, outer.trace = skb.gso_size, skb.trace
+        if skb.trace:
+            ends = f"{format_ip(self.local)}:{sport} > {format_ip(remote)}:{UDP_PORT}"
+            ns.hop(skb, self.name, note=f"encapsulated, VXLAN {self.vni}, outer UDP {ends}")
+        underlay = ns.output_tunnelled(outer)
+        if underlay is not None and cacheable(skb) and outer.cacheable:
+            ns.remember(skb, self.mtu, Tunnel(self, underlay, remote, outer, tail).send, outer.ct)
+
+    def decapsulate(self, data: bytes, l4: int, gso_size: int, trace: int) -> None:
+        """A packet for our UDP port: the inner packet comes in at this device. Anything else is counted and dropped."""
+        at = l4 + 8
+        if len(data) < at + 42:
+            self.ns.count(DropReason.TRUNCATED)
+        elif data[at : at + 8] != self._header:
+            self.ns.count(DropReason.UNKNOWN_VNI)
+        elif data[at + 8 : at + 14] != self.mac:
+            self.ns.count(DropReason.NOT_OURS)
+        elif data[at + 20 : at + 22] != b"\x08\x00":
+            self.ns.count(DropReason.UNSUPPORTED)
+        else:
+            self.receive(data[at + 22 :], gso_size, trace)
+
+    def flow_input(self, data: bytes, head: bytes, gso_size: int) -> None:
+        """The fast path in, for outer packets with a plain 20-byte header."""
+        self.decapsulate(data, 20, gso_size, 0)
