@@ -25,7 +25,7 @@ QUEUE = 128  # messages at each end of a pipe; a message is at most a batch of 1
 LONGEST_MESSAGE = 1 << 20  # bytes; a peer that sends more is not ours and is disconnected
 LONGEST_PATH = 107  # bytes of sun_path without its final NUL, unix(7)
 REDIAL_MS, REDIAL_MAX_MS = 5, 1000  # a peer that starts is found at once, one that stays away costs little
-COPY_BELOW = 1 << 15  # libzmq can take a message without copying it, at a price that only long ones are worth
+COPY_BELOW = 1 << 16  # pyzmq lends longer messages to libzmq, and starts a thread to have them back; short ones are cheaper copied
 MAX_SOCKETS = 4096  # a pipe to every node of a big cluster; libzmq's own limit is 1023
 
 _serial = itertools.count()
@@ -122,7 +122,7 @@ class ZmqCarrier:
 
     def recv_nowait(self) -> bytes | None:
         # to ask first costs 1 µs, an exception for "nothing there" 2.7
-        return self._pull.recv(zmq.NOBLOCK) if self._pull.EVENTS & zmq.POLLIN else None
+        return self._pull.recv(zmq.NOBLOCK) if self._pull.getsockopt(zmq.EVENTS) else None
 
     def kick(self) -> None:
         with contextlib.suppress(zmq.Again):  # full of kicks already: the reader will look up
