@@ -3,7 +3,7 @@
 Decides when a sync happens and what comes of it: a rule set to swap in, and conntrack entries to delete afterwards. Pure
 and clock-free; the agent owns the loop:
 
-    proxy.on_snapshot(values, now) / proxy.on_services(changes, now) / proxy.on_node(node, now)
+    proxy.on_services(changes, now), proxy.on_listed(now) once the first snapshot is in; proxy.on_node(node, now)
     proxy.poll_at()                          when to come back, None for "when something arrives"
     result = proxy.sync(now)                 None if nothing is due
     swap(result.ruleset); delete what result.stale names; proxy.on_swapped(seconds)
@@ -71,9 +71,14 @@ class Proxy:
         return self._config.localhost_node_ports(self._family)
 
     def on_snapshot(self, values: Mapping[str, Value], now: float) -> None:
-        """The whole `services` stream, at the start or after a resync: key `namespace/name` to value."""
+        """The whole `services` stream: key `namespace/name` to value; Services not in it are gone."""
+        self._changes.replace(values)
+        self.on_listed(now)
+
+    def on_listed(self, now: float) -> None:
+        """All that existed at some moment has been handed over; from now on rules are written."""
         self._listed = True
-        self._plan(pending=self._changes.replace(values), now=now)
+        self._plan(pending=bool(self._changes.pending), now=now)
 
     def on_services(self, changes: Iterable[tuple[str, Value | None]], now: float) -> None:
         """Changed keys of the stream with their values, None for a deleted one."""

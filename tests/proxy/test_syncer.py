@@ -26,6 +26,8 @@ def test_nothing_is_written_before_the_first_snapshot():
     subject.on_services([("ns1/svc1", value())], 1.0)
     assert subject.poll_at() is None
     assert subject.sync(100.0) is None
+    subject.on_listed(101.0)
+    assert subject.sync(101.0).services_changed == 1
 
 
 def test_the_first_snapshot_is_written_even_if_there_are_no_services():
