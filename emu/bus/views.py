@@ -1,0 +1,87 @@
+"""What of an object goes on the broadcast. Decides the values of each stream; knows nothing of numbering, or of who listens.
+
+    nodes       node name   {"name", "ip", "pod_cidr", "endpoint", "incarnation", "ready", "labels"}
+    services    ns/name     {"service": the Service, "slices": [EndpointSlice ...]}   both reduced to what kube-proxy reads
+    node/NAME   ns/name     the Pod, whole but for its bookkeeping
+
+A value must not hold what changes without meaning (resourceVersion, managedFields, times of change): every difference is sent
+to every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from emu.model.objects import SERVICE_NAME_LABEL
+
+Object = Mapping[str, Any]
+
+ENDPOINT_ANNOTATION = "podwire.dev/endpoint"  # on a Node: where its data socket is
+INCARNATION_ANNOTATION = "podwire.dev/incarnation"  # on a Node: which life of it this is
+
+_BOOKKEEPING = frozenset({"resourceVersion", "managedFields", "generation", "selfLink"})
+_SERVICE_ANNOTATIONS_DROPPED = frozenset({"kubectl.kubernetes.io/last-applied-configuration"})
+_ENDPOINT_FIELDS = ("addresses", "conditions", "hostname", "nodeName", "zone", "hints", "targetRef")
+
+
+def key_of(obj: Object) -> str:
+    """`namespace/name`, or just the name of what has no namespace."""
+    meta = obj["metadata"]
+    return f"{meta['namespace']}/{meta['name']}" if meta.get("namespace") else str(meta["name"])
+
+
+def is_ready(node: Object) -> bool:
+    """Is the Node's condition Ready True?"""
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+
+
+def node_value(node: Object) -> dict[str, Any]:
+    meta, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
+    annotations = meta.get("annotations") or {}
+    ips = [a["address"] for a in status.get("addresses") or () if a.get("type") == "InternalIP"]
+    incarnation = annotations.get(INCARNATION_ANNOTATION, "0")
+    return {
+        "name": meta["name"],
+        "ip": ips[0] if ips else "",
+        "pod_cidr": spec.get("podCIDR") or "",
+        "endpoint": annotations.get(ENDPOINT_ANNOTATION, ""),
+        "incarnation": int(incarnation) if incarnation.isdigit() else 0,
+        "ready": is_ready(node),
+        "labels": dict(meta.get("labels") or {}),
+    }
+
+
+def pod_value(pod: Object) -> dict[str, Any]:
+    return {**pod, "metadata": {key: value for key, value in pod["metadata"].items() if key not in _BOOKKEEPING}}
+
+
+def service_value(service: Object, slices: list[Object]) -> dict[str, Any]:
+    meta = service["metadata"]
+    annotations = {k: v for k, v in (meta.get("annotations") or {}).items() if k not in _SERVICE_ANNOTATIONS_DROPPED}
+    named = {"namespace": meta.get("namespace", ""), "name": meta["name"]}
+    value: dict[str, Any] = {
+        "metadata": {**named, "labels": meta.get("labels") or {}, "annotations": annotations},
+        "spec": service.get("spec") or {},
+    }
+    balancer = (service.get("status") or {}).get("loadBalancer")
+    if balancer:
+        value["status"] = {"loadBalancer": balancer}
+    return {"service": value, "slices": [slice_value(one) for one in slices]}
+
+
+def slice_value(obj: Object) -> dict[str, Any]:
+    meta = obj["metadata"]
+    labels = {SERVICE_NAME_LABEL: slice_service(obj)}
+    return {
+        "metadata": {"namespace": meta.get("namespace", ""), "name": meta["name"], "labels": labels},
+        "addressType": obj.get("addressType") or "IPv4",
+        "ports": obj.get("ports") or [],
+        "endpoints": [{field: e[field] for field in _ENDPOINT_FIELDS if e.get(field) is not None} for e in obj.get("endpoints") or ()],
+    }
+
+
+def slice_service(obj: Object) -> str:
+    """The Service that an EndpointSlice belongs to, "" for none."""
+    return str((obj["metadata"].get("labels") or {}).get(SERVICE_NAME_LABEL, ""))
