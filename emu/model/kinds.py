@@ -76,8 +76,12 @@ _PUBLISHED: tuple[tuple[str, tuple[tuple[str, bool, str, Treatment], ...]], ...]
         ("MutatingWebhookConfiguration", False, "", S), ("ValidatingAdmissionPolicy", False, "", S),
         ("ValidatingAdmissionPolicyBinding", False, "", S), ("ValidatingWebhookConfiguration", False, "", S),
     )),
-    ("admissionregistration.k8s.io/v1beta1", (("MutatingAdmissionPolicy", False, "", S), ("MutatingAdmissionPolicyBinding", False, "", S))),
-    ("admissionregistration.k8s.io/v1alpha1", (("MutatingAdmissionPolicy", False, "", S), ("MutatingAdmissionPolicyBinding", False, "", S))),
+    ("admissionregistration.k8s.io/v1beta1", (
+        ("MutatingAdmissionPolicy", False, "", S), ("MutatingAdmissionPolicyBinding", False, "", S),
+    )),
+    ("admissionregistration.k8s.io/v1alpha1", (
+        ("MutatingAdmissionPolicy", False, "", S), ("MutatingAdmissionPolicyBinding", False, "", S),
+    )),
     ("apiextensions.k8s.io/v1", (("CustomResourceDefinition", False, "crd crds", S),)),
     ("apiregistration.k8s.io/v1", (("APIService", False, "", S),)),
     ("authentication.k8s.io/v1", (("SelfSubjectReview", False, "", R), ("TokenRequest", True, "", R), ("TokenReview", False, "", R))),
@@ -101,13 +105,16 @@ _PUBLISHED: tuple[tuple[str, tuple[tuple[str, bool, str, Treatment], ...]], ...]
         ("ClusterRole", False, "", S), ("ClusterRoleBinding", False, "", S), ("Role", True, "", S), ("RoleBinding", True, "", S),
     )),
     ("resource.k8s.io/v1", (
-        ("DeviceClass", False, "", S), ("ResourceClaim", True, "", S), ("ResourceClaimTemplate", True, "", S), ("ResourceSlice", False, "", S),
+        ("DeviceClass", False, "", S), ("ResourceClaim", True, "", S), ("ResourceClaimTemplate", True, "", S),
+        ("ResourceSlice", False, "", S),
     )),
     ("resource.k8s.io/v1beta2", (
-        ("DeviceClass", False, "", S), ("ResourceClaim", True, "", S), ("ResourceClaimTemplate", True, "", S), ("ResourceSlice", False, "", S),
+        ("DeviceClass", False, "", S), ("ResourceClaim", True, "", S), ("ResourceClaimTemplate", True, "", S),
+        ("ResourceSlice", False, "", S),
     )),
     ("resource.k8s.io/v1beta1", (
-        ("DeviceClass", False, "", S), ("ResourceClaim", True, "", S), ("ResourceClaimTemplate", True, "", S), ("ResourceSlice", False, "", S),
+        ("DeviceClass", False, "", S), ("ResourceClaim", True, "", S), ("ResourceClaimTemplate", True, "", S),
+        ("ResourceSlice", False, "", S),
     )),
     ("resource.k8s.io/v1alpha3", (("DeviceTaintRule", False, "", S),)),
     ("scheduling.k8s.io/v1", (("PriorityClass", False, "pc", S),)),

@@ -27,6 +27,7 @@ from emu.errors import ApiError
 from emu.model.kinds import BY_RESOURCE
 
 Object = dict[str, Any]
+Objects = list[Object]
 
 HISTORY = 20_000  # changes kept for watches; a rollout of 1,000 pods makes about 10,000
 
@@ -47,7 +48,8 @@ class Change(NamedTuple):
     previous: Object | None
 
 
-Subscriber = Callable[[list[Change]], None]
+Changes = list[Change]  # inside Store, `list` is the method
+Subscriber = Callable[[Changes], None]
 
 
 class Store:
@@ -84,14 +86,14 @@ class Store:
         """The object, or None; `namespace` is "" for cluster-scoped kinds."""
         return self._objects.get(resource, {}).get((namespace, name))
 
-    def list(self, resource: str, namespace: str | None = None) -> tuple[list[Object], int]:
+    def list(self, resource: str, namespace: str | None = None) -> tuple[Objects, int]:
         """The objects of one kind by namespace and name (of one namespace, unless None), and the revision at which that is so."""
         found = self._objects.get(resource, {})
         return [found[key] for key in sorted(found) if namespace is None or key[0] == namespace], self.revision
 
-    def resources(self) -> list[str]:
+    def resources(self) -> tuple[str, ...]:
         """The resources that have objects."""
-        return sorted(resource for resource, objects in self._objects.items() if objects)
+        return tuple(sorted(resource for resource, objects in self._objects.items() if objects))
 
     def create(self, resource: str, obj: Object) -> Object:
         """Add an object under its metadata's namespace and name; ApiError 409 AlreadyExists. Returns it as stored."""
@@ -202,11 +204,11 @@ class Store:
         finally:
             self._delivering = False
 
-    def changes(self, since: int) -> list[Change]:
+    def changes(self, since: int) -> Changes:
         """All committed changes above revision `since`; ApiError 410 Expired if the history no longer reaches that far."""
         if since < self._floor:
             raise ApiError(410, "Expired", f"too old resource version: {since} ({self._floor})")
-        newer: list[Change] = []
+        newer: Changes = []
         for change in reversed(self._history):
             if change.revision <= since:
                 break
@@ -220,12 +222,14 @@ class Store:
 
     def check(self) -> None:
         """Assert the invariants: memory equals the file, so nobody has changed an object he was given, and revisions only grow."""
-        assert self._depth == 0 and not self._pending, "check between transactions"
+        assert not self._depth, "check between transactions"
+        assert not self._pending
         filed = {(r, ns, n): json.loads(text) for r, ns, n, text in self._file.execute("SELECT * FROM objects")}
         held = {(resource, *key): obj for resource, objects in self._objects.items() for key, obj in objects.items()}
         assert filed == held, "an object in memory differs from the one in the file"
         revisions = [change.revision for change in self._history]
-        assert revisions == sorted(set(revisions)) and all(self._floor < r <= self.revision for r in revisions)
+        assert revisions == sorted(set(revisions))
+        assert all(self._floor < r <= self.revision for r in revisions)
 
 
 _CONFLICT = (

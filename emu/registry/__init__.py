@@ -1,0 +1,1 @@
+"""What kube-apiserver does to one request: defaults, validation, immutability, allocation, in the store's transaction. Pure."""
