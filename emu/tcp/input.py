@@ -1,0 +1,254 @@
+"""A segment off the fast path: what RFC 9293, 3.10.7.4 does with it, in that order; Linux's tcp_input.c.
+
+Decides what is believed: PAWS (RFC 7323, 5), the window, resets and SYNs in doubt (RFC 5961), ACKs of nothing sent; then takes
+the ACK, the data and the FIN. Urgent data is taken as data.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from emu.tcp import closing, handshake, recovery
+from emu.tcp.config import READABLE, WRITABLE, Recovery, TcpState
+from emu.tcp.output import backed_off, challenge_ack, push, reply_reset, schedule_ack, send_ack, send_reset, send_syn
+from emu.tcp.scoreboard import EVER_RETRANS
+from emu.tcp.segment import ACK, FIN, RST, SYN, Segment, parse
+from emu.tcp.seq import MASK, older, widen
+from emu.tcp.tcb import Tcb, arm, set_mss, timestamp, update_fast
+
+PAWS_EXPIRY = 24 * 86400.0  # seconds; RFC 7323, 5.5: a timestamp older than that may have wrapped
+RECEIVING = frozenset((TcpState.ESTABLISHED, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2))
+
+
+def receive(t: Tcb, buf: bytes | bytearray, l4: int, now: float) -> None:
+    """Take one segment, in any state."""
+    segment = parse(buf, l4)
+    if segment is None or t.state is TcpState.CLOSED:
+        return
+    if t.state is TcpState.SYN_SENT:
+        handshake.in_syn_sent(t, segment, now)
+    elif t.state is TcpState.TIME_WAIT:
+        _in_time_wait(t, segment, now)
+    else:
+        _synchronized(t, buf, segment, now)
+        update_fast(t)
+
+
+def _synchronized(t: Tcb, buf: bytes | bytearray, segment: Segment, now: float) -> None:
+    seq = widen(segment.seq, t.rcv_nxt)
+    end = seq + segment.end - segment.start
+    if not _believable(t, segment, seq, end + (segment.flags & FIN), now):
+        return
+    stamp = segment.options.tsval
+    if t.ts_on and stamp is not None:
+        t.last_tsecr = segment.options.tsecr
+        if seq <= t.last_ack_sent and not older(stamp, t.ts_recent):
+            t.ts_recent, t.ts_recent_at = stamp, now
+    if not _take_ack(t, segment, seq, end - seq, now):
+        return
+    if end > seq or segment.flags & FIN:
+        _take_data(t, buf, segment, seq, end, now)
+    if t.state is not TcpState.CLOSED and t.state is not TcpState.TIME_WAIT:
+        push(t, now)
+
+
+def _believable(t: Tcb, segment: Segment, seq: int, end: int, now: float) -> bool:
+    """Linux's `tcp_validate_incoming`; whatever is refused has been answered when this returns False."""
+    flags = segment.flags
+    if _fails_paws(t, segment, seq, end, now) and not flags & RST:
+        _answer_unacceptable(t, flags, seq, end, now)
+        return False
+    if end < t.last_ack_sent or seq > max(t.rcv_adv, t.rcv_nxt):
+        if flags & SYN and t.state is TcpState.SYN_RECV and not flags & ACK and seq == t.irs:
+            send_syn(t, now)  # our SYN-ACK was lost
+        elif not flags & RST:
+            _answer_unacceptable(t, flags, seq, end, now)
+        return False
+    if flags & RST:
+        if seq == t.rcv_nxt or seq == max((right for _, right in t.out_of_order.blocks), default=-1):
+            closing.on_reset(t)
+        else:
+            challenge_ack(t, now)
+        return False
+    if flags & SYN:
+        return _take_syn(t, segment, seq, now)
+    return bool(flags & ACK)
+
+
+def _take_syn(t: Tcb, segment: Segment, seq: int, now: float) -> bool:
+    """A SYN in the window: ours answered again in a simultaneous open, the peer's own again, or one to doubt (RFC 5961, 4)."""
+    if t.state is TcpState.SYN_RECV and seq == t.irs and segment.start == segment.end:
+        if segment.flags & ACK and segment.ack == t.snd_nxt & MASK:
+            return True
+        if not segment.flags & ACK:
+            send_syn(t, now)
+            return False
+    challenge_ack(t, now)
+    return False
+
+
+def _fails_paws(t: Tcb, segment: Segment, seq: int, end: int, now: float) -> bool:
+    """Whether the segment is from before what was seen last, and not merely a pure ACK that was overtaken."""
+    stamp = segment.options.tsval
+    if not t.ts_on or stamp is None or not older(stamp, t.ts_recent) or now - t.ts_recent_at > PAWS_EXPIRY:
+        return False
+    overtaken = seq == end == t.rcv_nxt and segment.flags & ACK and not segment.flags & SYN
+    return not (overtaken and (t.ts_recent - stamp) & MASK <= backed_off(t) * 1000)
+
+
+def _answer_unacceptable(t: Tcb, flags: int, seq: int, end: int, now: float) -> None:
+    """Say where we are (RFC 9293, 3.10.7.4 first), telling of the duplicate (RFC 2883) if it is one; data is never limited."""
+    if t.sack_on and seq < end <= t.rcv_nxt and not flags & SYN:
+        t.dsack = (seq, end)
+    challenge_ack(t, now, limited=seq == end or bool(flags & SYN))
+
+
+def _take_ack(t: Tcb, segment: Segment, seq: int, size: int, now: float) -> bool:
+    """Believe the acknowledgement or refuse the segment (RFC 9293, 3.10.7.4 fifth; RFC 5961, 5)."""
+    ack = widen(segment.ack, t.snd_una)
+    if t.state is TcpState.SYN_RECV:
+        if ack != t.snd_nxt:
+            reply_reset(t, segment.ack)
+            return False
+        handshake.acknowledged(t, segment, now)
+        return True
+    if ack > t.snd_nxt or ack < t.snd_una - t.max_window:
+        challenge_ack(t, now)
+        return False
+    t.heard_at = now
+    t.probes_out = 0
+    window = segment.window << t.snd_shift
+    advanced = max(ack - t.snd_una, 0)
+    duplicate = not advanced and not size and ack == t.snd_una != t.snd_nxt and window == t.snd_wnd and not segment.flags & FIN
+    if advanced or seq > t.snd_wl1 or (seq == t.snd_wl1 and (window > t.snd_wnd or not window)):
+        set_window(t, seq, window)
+    if t.sent:
+        _take_delivery(t, segment, ack, advanced, duplicate, now)
+    if t.probing:
+        _answer_to_probe(t, now)
+    if advanced and t.fin_sent and t.snd_una == t.snd_nxt:
+        closing.on_fin_acknowledged(t, now)
+    return t.state is not TcpState.CLOSED
+
+
+def set_window(t: Tcb, seq: int, window: int) -> None:
+    t.snd_wl1, t.snd_wnd = seq, window
+    if window > t.max_window:
+        t.max_window = window
+        set_mss(t)
+
+
+def _take_delivery(t: Tcb, segment: Segment, ack: int, advanced: int, duplicate: bool, now: float) -> None:
+    """Bring scoreboard, RTT, timer and congestion control up to what the peer says it has."""
+    board = t.board
+    board.newly.clear()
+    delivered = board.acknowledge(ack) if advanced else 0
+    t.snd_una += advanced
+    if t.sack_on:
+        for left, right in segment.options.sacks:
+            left, right = widen(left, t.snd_una), widen(right, t.snd_una)
+            if left < right and t.snd_una < right <= t.snd_nxt:
+                delivered += board.sack(max(left, t.snd_una), right)
+    if delivered:
+        _sample_rtt(t, segment, advanced, now)
+    if advanced:
+        t.retries = 0
+        _rearm(t, now)
+        grant_writing(t)
+    recovery.on_ack(t, advanced, delivered, now, duplicate=duplicate)
+
+
+def _rearm(t: Tcb, now: float) -> None:
+    """The timer runs for what is now the oldest outstanding (RFC 6298, 5.2, 5.3)."""
+    t.rto_at = now + backed_off(t) if t.sent else inf
+    arm(t, t.rto_at)
+
+
+def _sample_rtt(t: Tcb, segment: Segment, advanced: int, now: float) -> None:
+    """From segments sent once (Karn); of others only a timestamp tells which sending was answered (RFC 7323, 4)."""
+    newly = t.board.newly
+    if not any(entry.mark & EVER_RETRANS for entry in newly):
+        t.rtt.sample(now - newly[0].at, now)
+    elif advanced and t.ts_on and segment.options.tsval is not None and segment.options.tsecr:
+        elapsed = (timestamp(t, now) - segment.options.tsecr) & MASK
+        if elapsed >= 1 << 31:
+            return
+        t.rtt.sample(elapsed / 1000, now)
+    else:
+        return
+    t.backoff = 0
+
+
+def grant_writing(t: Tcb) -> None:
+    """Wake a blocked writer once a third of the buffer is free (Linux's `sk_stream_is_writeable`)."""
+    if not t.writable and (t.snd_nxt - t.snd_una + t.unsent.size) * 3 <= t.sndbuf * 2:
+        t.writable = True
+        t.events |= WRITABLE
+
+
+def _answer_to_probe(t: Tcb, now: float) -> None:
+    """The peer answered a probe: if the window has opened, `push` goes on from here (Linux's `tcp_ack_probe`)."""
+    if t.snd_wnd >= min(t.mss, t.unsent.size):
+        t.probing = False
+        t.backoff = 0
+        _rearm(t, now)
+
+
+def _take_data(t: Tcb, buf: bytes | bytearray, segment: Segment, seq: int, end: int, now: float) -> None:
+    """Queue what is new and within the window, in order or not, and see to the FIN and the ACK."""
+    if t.state not in RECEIVING:
+        if t.peer_fin is not None:
+            send_ack(t, now)  # the FIN again: our ACK of it was lost
+        return
+    if t.orphan and end > t.rcv_nxt:
+        send_reset(t, now)  # nobody will ever read it
+        closing.finish(t)
+        return
+    if segment.flags & FIN and end <= max(t.rcv_adv, t.rcv_nxt):
+        t.peer_fin = end
+    held = bool(t.out_of_order)
+    start, stop = max(seq, t.rcv_nxt), min(end, t.rcv_adv)
+    if t.sack_on and seq < t.rcv_nxt and end > seq:
+        t.dsack = (seq, min(end, t.rcv_nxt))
+    if start < stop:
+        data = buf[segment.start + start - seq : segment.start + stop - seq]
+        if start == t.rcv_nxt:
+            _deliver(t, data, now)
+        else:
+            duplicate = t.out_of_order.insert(start, data)
+            if duplicate is not None and t.sack_on:
+                t.dsack = duplicate
+    if t.peer_fin == t.rcv_nxt:
+        closing.on_fin(t, now)
+    elif held or start >= stop or seq > t.rcv_nxt:
+        send_ack(t, now)
+    if t.rcv_nxt != t.last_ack_sent and t.state in RECEIVING:
+        push(t, now)
+        if t.rcv_nxt != t.last_ack_sent:
+            schedule_ack(t, now)
+
+
+def _deliver(t: Tcb, data: bytes | bytearray, now: float) -> None:
+    """The next bytes in order, and whatever waited for them."""
+    t.received.append(data)
+    t.rcv_nxt += len(data)
+    for chunk in t.out_of_order.take(t.rcv_nxt) if t.out_of_order else ():
+        t.received.append(chunk)
+        t.rcv_nxt += len(chunk)
+    t.readable = True
+    t.events |= READABLE
+    t.last_data_at = now
+
+
+def _in_time_wait(t: Tcb, segment: Segment, now: float) -> None:
+    """Acknowledge again what comes again; a reset in place ends the wait (RFC 1337 is off in Linux)."""
+    seq = widen(segment.seq, t.rcv_nxt)
+    end = seq + segment.end - segment.start + (segment.flags & FIN)
+    if segment.flags & RST:
+        if seq == t.rcv_nxt:
+            closing.on_reset(t)
+        return
+    if segment.flags & FIN:
+        t.keep_at = now + t.config.timewait
+    if end > seq or segment.flags & SYN or seq != t.rcv_nxt:
+        challenge_ack(t, now, limited=not segment.flags & FIN)

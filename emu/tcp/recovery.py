@@ -1,0 +1,162 @@
+"""Loss: how it is found and how fast it is mended; Linux's tcp_recovery.c and the end of tcp_input.c.
+
+With SACK, RACK decides what is lost (RFC 8985: whatever was sent well before something that has since arrived), also among
+retransmissions; without it, the third duplicate ACK and each partial ACK do (NewReno, RFC 6582). During recovery the window
+follows Proportional Rate Reduction (RFC 6937). Limited transmit (RFC 3042) needs no code: what was SACKed is not in flight.
+Left out of Linux's: tail loss probes, F-RTO and undoing a reduction that proves needless.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from emu.tcp.config import Recovery
+from emu.tcp.output import in_flight
+from emu.tcp.scoreboard import EVER_RETRANS, LOST, RETRANS, SACKED
+from emu.tcp.tcb import Tcb, arm
+
+DUPTHRESH = 3
+_ROUNDING = 1e-9  # seconds; differences of times near each other must not depend on their size
+
+
+def on_ack(t: Tcb, advanced: int, delivered: int, now: float, *, duplicate: bool) -> None:
+    """An ACK moved `snd_una` by `advanced` bytes and told of `delivered` in all; `board.newly` has the ranges."""
+    if t.recovery is not Recovery.OPEN and t.snd_una >= t.high_seq:
+        _leave(t)
+    lost_before = t.board.lost
+    if t.sack_on:
+        _advance_rack(t, now)
+        if t.board.sacked or t.board.retrans or t.recovery is not Recovery.OPEN:
+            detect_loss(t, now)
+    else:
+        _count_duplicates(t, advanced, duplicate=duplicate)
+    if t.board.lost and t.recovery is Recovery.OPEN:
+        enter_recovery(t)
+    if t.recovery is Recovery.RECOVERY:
+        _reduce(t, delivered, advanced > 0 and t.board.lost <= lost_before)
+    elif delivered and (t.cwnd_limited or t.recovery is Recovery.LOSS):
+        t.cc.on_ack(delivered, now, t.rtt.srtt)
+
+
+def _advance_rack(t: Tcb, now: float) -> None:
+    """Learn from what was just delivered: the latest sending among it, its round trip, and whether order was kept."""
+    for entry in t.board.newly:
+        retransmitted = entry.mark & EVER_RETRANS
+        rtt = now - entry.at
+        if retransmitted and rtt < t.rtt.min_rtt:
+            continue  # the original arrived, late
+        if not retransmitted and entry.end < t.rack_end and entry.at <= t.rack_at:
+            t.reordering = True
+        t.rack_rtt = rtt
+        if (entry.at, entry.end) > (t.rack_at, t.rack_end):
+            t.rack_at, t.rack_end = entry.at, entry.end
+
+
+def _reordering_window(t: Tcb) -> float:
+    """How much later than its successors a segment may arrive (RFC 8985, 6.2 step 4)."""
+    if not t.reordering:
+        board = t.board
+        if t.recovery is not Recovery.OPEN or board.sacked_entries >= DUPTHRESH or board.sacked >= DUPTHRESH * t.mss:
+            return 0.0
+    return min(t.rtt.min_rtt / 4, t.rtt.srtt / 8) if t.rtt.srtt else 0.0
+
+
+def detect_loss(t: Tcb, now: float) -> None:
+    """Mark what was sent long enough before the latest delivered; if some of it may still come, set the reordering timer."""
+    spare = t.rack_rtt + _reordering_window(t) - now - _ROUNDING
+    latest, wait = (t.rack_at, t.rack_end), 0.0
+    for entry in t.sent:
+        mark = entry.mark
+        if mark & SACKED or mark & (LOST | RETRANS) == LOST:
+            continue
+        if (entry.at, entry.end) >= latest:
+            if not mark & EVER_RETRANS:
+                break  # whatever follows was sent later still
+            continue
+        remaining = entry.at + spare
+        if remaining <= 0.0:
+            t.board.mark_lost(entry)
+        elif remaining > wait:
+            wait = remaining
+    t.reo_at = now + wait + 2 * _ROUNDING if wait else inf
+    if wait:
+        arm(t, t.reo_at)
+
+
+def _count_duplicates(t: Tcb, advanced: int, *, duplicate: bool) -> None:
+    """NewReno: three duplicates lose the first segment, a partial ACK in recovery the next."""
+    if duplicate:
+        t.dupacks += 1
+        if t.dupacks == DUPTHRESH and t.recovery is Recovery.OPEN and t.snd_una > t.high_seq:
+            _lose_head(t)
+    elif advanced:
+        t.dupacks = 0
+        if t.recovery is Recovery.RECOVERY:
+            _lose_head(t)
+
+
+def _lose_head(t: Tcb) -> None:
+    """Lose the first segment, not the whole packet of many: the peer may hold all of it but one."""
+    head = t.sent[0]
+    if head.end - head.seq > t.mss + 1:
+        t.board.split(0, head.seq + t.mss)
+    if not head.mark & RETRANS:
+        t.board.mark_lost(head)
+
+
+def enter_recovery(t: Tcb) -> None:
+    """Fast recovery begins: remember where it ends, and what the window was."""
+    t.recovery, t.fast = Recovery.RECOVERY, False
+    t.high_seq = t.snd_nxt
+    t.prior_cwnd = t.cc.cwnd
+    t.prr_delivered = t.prr_out = 0
+    t.cc.on_loss()
+
+
+def _reduce(t: Tcb, delivered: int, good: bool) -> None:
+    """PRR: send in proportion to what arrives until `ssthresh`, then one for one, and a segment more when all goes well."""
+    t.prr_delivered += delivered
+    flight, ssthresh = in_flight(t), t.cc.ssthresh
+    if flight > ssthresh:
+        count = -(-ssthresh * t.prr_delivered // t.prior_cwnd) - t.prr_out
+    else:
+        count = max(t.prr_delivered - t.prr_out, delivered) + (t.mss if good else 0)
+        count = min(count, ssthresh - flight)
+    t.cc.cwnd = max(flight + max(count, 0 if t.prr_out else t.mss), t.mss)
+
+
+def _leave(t: Tcb) -> None:
+    """All that was outstanding when loss was found is acknowledged."""
+    if t.recovery is Recovery.RECOVERY:
+        t.cc.cwnd = min(t.cc.ssthresh, max(t.cc.cwnd, in_flight(t)) + t.cc.initial)  # no burst of all that was held back
+    t.recovery = Recovery.OPEN
+    t.dupacks = 0
+
+
+def enter_loss(t: Tcb, now: float) -> None:
+    """The retransmission timer fired: hold all lost but what was sent within a round trip, and start again at one segment."""
+    board, head = t.board, t.sent[0]
+    if t.recovery is Recovery.OPEN or t.snd_una >= t.high_seq:
+        t.cc.on_loss()
+    if head.mark & SACKED:
+        board.renege()
+    for entry in t.sent:
+        if entry is head or not t.rack_rtt or entry.at + t.rack_rtt <= now or entry.mark & RETRANS:
+            board.mark_lost(entry)
+    t.recovery, t.fast = Recovery.LOSS, False
+    t.high_seq = t.snd_nxt
+    t.dupacks = 0
+    t.reo_at = inf
+    t.cc.on_timeout()
+    t.cc.cwnd = in_flight(t) + t.mss
+
+
+def on_smaller_mss(t: Tcb) -> None:
+    """The path takes smaller packets than were sent: those are lost, and not through congestion (`tcp_simple_retransmit`)."""
+    for entry in t.sent:
+        if entry.end - entry.seq > t.mss:
+            t.board.mark_lost(entry)
+    if t.board.lost and t.recovery is Recovery.OPEN:
+        t.recovery, t.fast = Recovery.LOSS, False
+        t.high_seq = t.snd_nxt
+        t.cc.ssthresh = t.cc.cwnd
