@@ -17,9 +17,9 @@ plain integers.
 
 from __future__ import annotations
 
-from emu.tcp.config import CONNECTED, ERROR, HANGUP, READABLE, WRITABLE, TcpConfig, TcpState
+from emu.tcp.config import Event, TcpConfig, TcpState
 from emu.tcp.connection import Connection
 from emu.tcp.info import TcpInfo
 from emu.tcp.segment import reset_for
 
-__all__ = ["CONNECTED", "ERROR", "HANGUP", "READABLE", "WRITABLE", "Connection", "TcpConfig", "TcpInfo", "TcpState", "reset_for"]
+__all__ = ["Connection", "Event", "TcpConfig", "TcpInfo", "TcpState", "reset_for"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from errno import ECONNABORTED, ECONNRESET, EPIPE
 from math import inf
 
-from emu.tcp.config import ERROR, HANGUP, READABLE, WRITABLE, TcpState
+from emu.tcp.config import Event, TcpState
 from emu.tcp.output import push, schedule_ack, send_ack, send_reset
 from emu.tcp.tcb import Tcb, arm
 
@@ -23,7 +23,7 @@ def finish(t: Tcb) -> None:
     t.state = TcpState.CLOSED
     t.closed, t.established, t.fast = True, False, False
     t.readable = t.writable = t.eof = True
-    t.events |= HANGUP | READABLE | WRITABLE
+    t.events |= Event.HANGUP | Event.READABLE | Event.WRITABLE
     t.rto_at = t.reo_at = t.delack_at = t.keep_at = inf
     forget_sending(t)
 
@@ -38,7 +38,7 @@ def forget_sending(t: Tcb) -> None:
 def fail(t: Tcb, errno: int) -> None:
     """CLOSED for a reason, which the next call on the socket is told."""
     t.error = errno
-    t.events |= ERROR
+    t.events |= Event.ERROR
     finish(t)
 
 
@@ -89,7 +89,7 @@ def on_fin(t: Tcb, now: float) -> None:
     t.rcv_nxt += 1
     t.eof = t.readable = True
     t.fast = False
-    t.events |= READABLE
+    t.events |= Event.READABLE
     if t.state is TcpState.ESTABLISHED:
         t.state = TcpState.CLOSE_WAIT
         t.pingpong = True  # our own FIN is likely to follow soon
@@ -118,7 +118,7 @@ def on_fin_acknowledged(t: Tcb, now: float) -> None:
 def enter_time_wait(t: Tcb, now: float) -> None:
     """Both FINs are exchanged: outlive what may still be on its way. Only what was not read is kept."""
     t.state = TcpState.TIME_WAIT
-    t.events |= HANGUP
+    t.events |= Event.HANGUP
     t.rto_at = t.reo_at = t.delack_at = inf
     forget_sending(t)
     _start_last_wait(t, t.config.timewait, now)

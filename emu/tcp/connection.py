@@ -10,12 +10,12 @@ from __future__ import annotations
 from math import inf
 
 from emu.tcp import closing, handshake, input, recovery, timers
-from emu.tcp.config import LINUX, READABLE, TcpConfig, TcpState
+from emu.tcp.config import LINUX, Event, TcpConfig, TcpState
 from emu.tcp.options import TIMESTAMP_WORD
 from emu.tcp.output import push, schedule_ack, select_window, send_ack
 from emu.tcp.scoreboard import Sent
 from emu.tcp.segment import ACK, PREDICTED, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, parse
-from emu.tcp.seq import HALF, MASK, older
+from emu.tcp.seq import HALF, MASK, older, widen
 from emu.tcp.tcb import Tcb, arm, set_mss, set_receive_limit, timestamp
 from emu.wire.addr import SockAddr
 
@@ -23,6 +23,7 @@ _STAMPED_HEADER = WITH_TIMESTAMP - 20  # bytes of a TCP header that carries noth
 _PREDICTED_WORD = 0x8010  # offset 8, ACK
 _NOT_PUSH = 0xFFF7
 _PSH_ACK = 0x8018
+_READABLE = int(Event.READABLE)
 
 
 class Connection(Tcb):
@@ -87,7 +88,7 @@ class Connection(Tcb):
                     self.received.append(buf[l4 + _STAMPED_HEADER :])
                     self.rcv_nxt = rcv_nxt + size
                     self.readable = True
-                    self.events |= READABLE
+                    self.events |= _READABLE
                     self.last_data_at = now
                     self.last_tsecr = tsecr
                 if self.unsent.size:
@@ -151,6 +152,10 @@ class Connection(Tcb):
         set_mss(self)
         recovery.on_smaller_mss(self)
         push(self, now)
+
+    def outstanding(self, seq: int) -> bool:
+        """Whether the 32-bit `seq`, quoted by an ICMP error, was sent and not acknowledged (RFC 5927, 4); else it is to be ignored."""
+        return self.snd_una <= widen(seq, self.snd_una) < self.snd_nxt
 
     # -- from the application --
 

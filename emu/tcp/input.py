@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf
 
 from emu.tcp import closing, handshake, recovery
-from emu.tcp.config import READABLE, WRITABLE, Recovery, TcpState
+from emu.tcp.config import Event, Recovery, TcpState
 from emu.tcp.output import backed_off, challenge_ack, push, reply_reset, schedule_ack, send_ack, send_reset, send_syn
 from emu.tcp.scoreboard import EVER_RETRANS
 from emu.tcp.segment import ACK, FIN, RST, SYN, Segment, parse
@@ -183,7 +183,7 @@ def grant_writing(t: Tcb) -> None:
     """Wake a blocked writer once a third of the buffer is free (Linux's `sk_stream_is_writeable`)."""
     if not t.writable and (t.snd_nxt - t.snd_una + t.unsent.size) * 3 <= t.sndbuf * 2:
         t.writable = True
-        t.events |= WRITABLE
+        t.events |= Event.WRITABLE
 
 
 def _answer_to_probe(t: Tcb, now: float) -> None:
@@ -236,7 +236,7 @@ def _deliver(t: Tcb, data: bytes | bytearray, now: float) -> None:
         t.received.append(chunk)
         t.rcv_nxt += len(chunk)
     t.readable = True
-    t.events |= READABLE
+    t.events |= Event.READABLE
     t.last_data_at = now
 
 

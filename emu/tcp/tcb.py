@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import inf
 
 from emu.tcp import options
-from emu.tcp.config import CONNECTED, WRITABLE, Recovery, TcpConfig, TcpState
+from emu.tcp.config import Event, Recovery, TcpConfig, TcpState
 from emu.tcp.congestion import Cubic
 from emu.tcp.reassembly import Reassembly
 from emu.tcp.receive_buffer import ReceiveBuffer
@@ -176,7 +176,7 @@ def set_receive_limit(t: Tcb, limit: int) -> None:
 def become_established(t: Tcb, now: float) -> None:
     t.state = TcpState.ESTABLISHED
     t.established = t.writable = True
-    t.events |= CONNECTED | WRITABLE
+    t.events |= Event.CONNECTED | Event.WRITABLE
     t.retries = t.backoff = 0
     t.rto_at = inf
     t.heard_at = now
