@@ -18,6 +18,7 @@ RANKS = (
     ("netfilter", "store", "tcp"),
     ("stack", "registry"),
     ("pod", "overlay", "bus", "observe"),
+    ("programs",),
     ("cni", "proxy", "dns", "ingress", "control"),
     ("api",),
     ("node", "edge", "controller"),
