@@ -115,7 +115,8 @@ class SocketTable:
         ns, data = self.ns, bytes(skb.buf)
         sock = self.established.get(data[9:24])
         flags = data[skb.l4 + 13]
-        if sock is not None and not (flags & SYN and not flags & ACK and sock.conn.reusable(data, skb.l4)):
+        successor = sock.conn.successor_iss(data, skb.l4) if sock is not None and flags & SYN else None
+        if sock is not None and successor is None:
             if skb.trace:
                 ns.hop(skb, "socket", note=f"TCP {sock.conn.state.name}", verdict=_verdict(skb, flags))
             ns.remember(skb, UNLIMITED, sock.flow_input, sock)
@@ -128,7 +129,7 @@ class SocketTable:
             if listener is not None:
                 if skb.trace:
                     ns.hop(skb, "socket", note="TCP LISTEN", verdict="delivered")
-                listener.on_syn(data, skb.l4, skb.trace)
+                listener.on_syn(data, skb.l4, skb.trace, successor)
                 return
         ns.count(DropReason.NO_SOCKET)
         reset = reset_for(data, skb.l4)
@@ -176,7 +177,7 @@ class SocketTable:
         if proto == TCP:
             sock = self.established.get(tcp_key(SockAddr(dst, dport), SockAddr(src, sport)))
             if sock is not None:
-                sock.on_icmp(number, fatal, mtu, struct.unpack_from("!I", quote, l4 + 4)[0])
+                sock.on_icmp(number, mtu, struct.unpack_from("!I", quote, l4 + 4)[0])
                 return
         elif proto == UDP:
             udp = self.udp.get(SockAddr(src, sport)) or self.udp.get(SockAddr(ANY, sport))

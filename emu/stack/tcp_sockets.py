@@ -15,7 +15,8 @@ from emu.netfilter.skb import TCP
 from emu.stack.socket_table import tcp_key
 from emu.stack.sockets import Socket
 from emu.stack.softnet import INFINITY
-from emu.tcp.connection import Connection, Event
+from emu.tcp import Connection, Event
+from emu.tcp.seq import MASK
 from emu.trace import REPLY
 from emu.wire.addr import ANY, SockAddr
 
@@ -66,14 +67,18 @@ class TcpSocket(Socket):
         self.key = tcp_key(remote, self.local)
         if self.key in ns.sockets.established:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        self.conn = Connection.active(self.local, remote, iss=self._iss(), mtu=ns.mtu_to(remote.ip), now=self.softnet.now)
+        iss = self.softnet.rng.getrandbits(32)
+        self.conn = Connection.active(self.local, remote, iss=iss, mtu=ns.mtu_to(remote.ip), now=self.softnet.now)
         self.started = True
         ns.sockets.established[self.key] = self
         self._after(trace)
 
     def write(self, data: bytes) -> int:
         """Take what fits into the send buffer; 0 if nothing does."""
-        taken = self.conn.write(data, self.softnet.now)
+        try:
+            taken = self.conn.write(data, self.softnet.now)
+        except BrokenPipeError:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
         self._after(0)
         return taken
 
@@ -135,13 +140,14 @@ class TcpSocket(Socket):
         if conn.out or conn.events or conn.deadline < self.armed:
             self._after(0)
 
-    def on_icmp(self, number: int, fatal: bool, mtu: int, seq: int) -> None:
+    def on_icmp(self, number: int, mtu: int, seq: int) -> None:
         """An ICMP error about a segment with sequence number `seq` (ignored if that is not outstanding, RFC 5927)."""
-        if self.conn.outstanding(seq):
+        conn = self.conn
+        if (seq - conn.snd_una) & MASK <= conn.snd_nxt - conn.snd_una:
             if mtu:
-                self.conn.on_mtu(mtu, self.softnet.now)
-            else:
-                self.conn.on_icmp(number, fatal, self.softnet.now)
+                conn.on_mtu(mtu, self.softnet.now)
+            else:  # whichever it is, it ends a connection that is being set up (tcp_v4_err), and else explains a time-out
+                conn.on_icmp(number, True, self.softnet.now)
             self._after(0)
 
     def poll_at(self) -> float:
@@ -158,9 +164,6 @@ class TcpSocket(Socket):
         self.key = tcp_key(remote, local)
         self.ns.sockets.established[self.key] = self
         self._after(trace)
-
-    def _iss(self) -> int:
-        return self.softnet.rng.getrandbits(32)
 
     def _after(self, trace: int) -> None:
         """Carry out what the connection has decided: send, arm, tell."""
@@ -240,7 +243,7 @@ class TcpListener(Socket):
         """The next established connection, if any."""
         return self.queue.popleft() if self.queue else None
 
-    def on_syn(self, data: bytes, l4: int, trace: int) -> None:
+    def on_syn(self, data: bytes, l4: int, trace: int, iss: int | None = None) -> None:
         """A SYN for our port: answer it, or drop it while the accept queue is full (tcp_conn_request)."""
         if len(self.queue) > self.backlog or self.pending > self.backlog:
             self.ns.count(DropReason.SOCKET_BUFFER_FULL)
@@ -248,9 +251,9 @@ class TcpListener(Socket):
         local = SockAddr(data[16:20], self.local.port)
         remote = SockAddr(data[12:16], data[l4] << 8 | data[l4 + 1])
         child = TcpSocket(self.ns)
-        conn = Connection.passive(
-            data, l4, iss=self.softnet.rng.getrandbits(32), mtu=self.ns.mtu_to(remote.ip), now=self.softnet.now
-        )
+        if iss is None:
+            iss = self.softnet.rng.getrandbits(32)
+        conn = Connection.passive(data, l4, iss=iss, mtu=self.ns.mtu_to(remote.ip), now=self.softnet.now)
         self.pending += 1
         child.start_passive(conn, local, remote, self, trace | REPLY if trace and not trace & REPLY else 0)
 
