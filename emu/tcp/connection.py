@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from math import inf
 
-from emu.tcp import closing, handshake, input, recovery, timers
+from emu.tcp import closing, handshake, recovery, timers
 from emu.tcp.config import LINUX, Event, TcpConfig, TcpState
+from emu.tcp.input import RECEIVING, grant_writing, receive, set_window
 from emu.tcp.options import TIMESTAMP_WORD
 from emu.tcp.output import push, schedule_ack, select_window, send_ack
 from emu.tcp.scoreboard import Sent
@@ -81,7 +82,7 @@ class Connection(Tcb):
                     self.ts_recent, self.ts_recent_at = tsval, now
                 window <<= self.snd_shift
                 if window != self.snd_wnd:
-                    input.set_window(self, rcv_nxt, window)
+                    set_window(self, rcv_nxt, window)
                 if acked:
                     self._take_predicted_ack(acked, now)
                 if size:
@@ -99,12 +100,12 @@ class Connection(Tcb):
                     elif not self.ack_pending:
                         self.ack_pending = True
                         self.delack_at = at = now + self.config.delack
-                        if at < self.deadline:
+                        if at < self.deadline:  # noqa: PLR1730 - min() would cost a call
                             self.deadline = at
                     elif self.rcv_nxt - self.last_ack_sent > self.rcv_mss:
                         send_ack(self, now)
                 return
-        input.receive(self, buf, l4, now)
+        receive(self, buf, l4, now)
 
     def _take_predicted_ack(self, acked: int, now: float) -> None:
         """`acked` new bytes while nothing is lost or SACKed: no range needs more than to be forgotten."""
@@ -120,17 +121,16 @@ class Connection(Tcb):
             while sent[done].end <= una:
                 done += 1
             del sent[:done]
-            if sent[0].seq < una:
-                sent[0].seq = una
+            sent[0].seq = max(sent[0].seq, una)
             self.rto_at = at = now + self.rtt.rto
-            if at < self.deadline:
+            if at < self.deadline:  # noqa: PLR1730 - min() would cost a call
                 self.deadline = at
         self.heard_at = now
         self.rack_rtt = now - first.at
         if self.cwnd_limited:
             self.cc.on_ack(acked, now, self.rtt.srtt)
         if not self.writable:
-            input.grant_writing(self)
+            grant_writing(self)
 
     def on_timer(self, now: float) -> None:
         """Do what is due and set `deadline` anew; calls that come early are harmless."""
@@ -199,7 +199,7 @@ class Connection(Tcb):
                 self.pingpong = True
             if self.rto_at == inf:
                 self.rto_at = at = now + self.rtt.rto
-                if at < self.deadline:
+                if at < self.deadline:  # noqa: PLR1730 - min() would cost a call
                     self.deadline = at
             return size
         return self._queue(data, size, now)
@@ -257,7 +257,7 @@ class Connection(Tcb):
 
     def _tell_of_room(self, room: int, now: float) -> None:
         """Reading made room: say so when the window at least doubles, or when an ACK waits for nothing (`tcp_cleanup_rbuf`)."""
-        if self.state not in input.RECEIVING or self.eof:
+        if self.state not in RECEIVING or self.eof:
             return
         free = self.rcv_limit - self.received.size
         update = free >= 2 * room and free >= min(self.rcv_limit >> 1, self.rcv_mss)

@@ -52,6 +52,7 @@ def check(t: Tcb) -> None:
         assert counted == sum(entry.end - entry.seq for entry in t.sent if entry.mark & mark), f"mark {mark} is miscounted"
     assert board.sacked_entries == sum(1 for entry in t.sent if entry.mark & SACKED)
     assert t.received.size == sum(map(len, t.received.chunks))
-    assert t.cc.cwnd >= t.cc.mss > 0 and in_flight(t) >= 0
+    assert t.cc.cwnd >= t.cc.mss > 0
+    assert in_flight(t) >= 0
     assert t.deadline <= min(t.rto_at, t.reo_at, t.delack_at, t.keep_at), "a timer would be missed"
     assert t.closed == (t.state is TcpState.CLOSED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf
 
 from emu.tcp import closing, handshake, recovery
-from emu.tcp.config import Event, Recovery, TcpState
+from emu.tcp.config import Event, TcpState
 from emu.tcp.output import backed_off, challenge_ack, push, reply_reset, schedule_ack, send_ack, send_reset, send_syn
 from emu.tcp.scoreboard import EVER_RETRANS
 from emu.tcp.segment import ACK, FIN, RST, SYN, Segment, parse

@@ -48,8 +48,7 @@ def _advance_rack(t: Tcb, now: float) -> None:
         if not retransmitted and entry.end < t.rack_end and entry.at <= t.rack_at:
             t.reordering = True
         t.rack_rtt = rtt
-        if (entry.at, entry.end) > (t.rack_at, t.rack_end):
-            t.rack_at, t.rack_end = entry.at, entry.end
+        t.rack_at, t.rack_end = max((t.rack_at, t.rack_end), (entry.at, entry.end))
 
 
 def _reordering_window(t: Tcb) -> float:
@@ -76,8 +75,8 @@ def detect_loss(t: Tcb, now: float) -> None:
         remaining = entry.at + spare
         if remaining <= 0.0:
             t.board.mark_lost(entry)
-        elif remaining > wait:
-            wait = remaining
+        else:
+            wait = max(wait, remaining)
     t.reo_at = now + wait + 2 * _ROUNDING if wait else inf
     if wait:
         arm(t, t.reo_at)

@@ -23,10 +23,9 @@ class RttEstimator:
         self._rto_min, self._rto_max = rto_min, rto_max
 
     def sample(self, rtt: float, now: float) -> None:
-        """Take one measurement, of a segment that was sent once."""
-        if rtt < 1e-6:
-            rtt = 1e-6
+        """Take one measurement, of a segment that was sent once. Written out: it runs for every ACK."""
         if rtt < self.min_rtt:
+            rtt = max(rtt, 1e-6)
             self.min_rtt = rtt
         srtt = self.srtt
         if srtt:
@@ -41,8 +40,7 @@ class RttEstimator:
             self._mdev = mdev = self._mdev + excess
             if mdev > self._mdev_max:
                 self._mdev_max = mdev
-                if mdev > self._rttvar:
-                    self._rttvar = mdev
+                self._rttvar = max(self._rttvar, mdev)
             if now >= self._next:
                 if self._mdev_max < self._rttvar:
                     self._rttvar -= (self._rttvar - self._mdev_max) * 0.25
@@ -53,5 +51,4 @@ class RttEstimator:
             self._mdev = 2 * rtt
             self._rttvar = self._mdev_max = max(self._mdev, self._rto_min)
             self._next = now + rtt
-        rto = srtt + self._rttvar
-        self.rto = rto if rto < self._rto_max else self._rto_max
+        self.rto = min(srtt + self._rttvar, self._rto_max)

@@ -8,8 +8,11 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -56,16 +59,18 @@ def sysctl(netns: str, settings: dict[str, object]) -> None:
         run(f"ip netns exec {netns} sysctl -qw {key}={value}")
 
 
-def socket_in(netns: str, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """A socket that lives in the namespace: made by a thread that enters it, kept by the caller, who does not."""
-    made: list[socket.socket | OSError] = []
+def inside(netns: str, make: Callable[[], T]) -> T:
+    """What `make` returns when called inside the namespace: by a thread that enters it, for the caller, who does not."""
+    made: list[T | OSError] = []
 
     def enter() -> None:
-        with open(f"/var/run/netns/{netns}", "rb") as file:
-            if _libc.setns(file.fileno(), CLONE_NEWNET) != 0:
-                made.append(OSError(ctypes.get_errno(), f"setns {netns}"))
-                return
-        made.append(socket.socket(family, kind))
+        try:
+            with open(f"/var/run/netns/{netns}", "rb") as file:
+                if _libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), f"setns {netns}")
+            made.append(make())
+        except OSError as problem:
+            made.append(problem)
 
     thread = threading.Thread(target=enter)
     thread.start()
@@ -74,3 +79,8 @@ def socket_in(netns: str, family: int = socket.AF_INET, kind: int = socket.SOCK_
     if isinstance(result, OSError):
         raise result
     return result
+
+
+def socket_in(netns: str, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A socket that lives in the namespace."""
+    return inside(netns, lambda: socket.socket(family, kind))
