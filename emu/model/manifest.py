@@ -131,3 +131,11 @@ def describe(obj: dict[str, Any]) -> str:
     name = metadata.get("name") or metadata.get("generateName") or "?"
     namespace = metadata.get("namespace")
     return f"{obj.get('kind', '?')} {f'{namespace}/' if namespace else ''}{name}"
+
+
+def value(text: str) -> Any:
+    """One YAML or JSON document as a JSON value, under the same rules; ConfigError if it does not parse."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader's subclass
+    except yaml.YAMLError as error:
+        raise ConfigError(_problem(error), where=_line(error)) from error

@@ -84,8 +84,13 @@ def published_kinds() -> set[tuple[str, str]]:
 
 def schema_of(api_version: str, kind: str) -> Schema | None:
     """The schema of a kind, or None if it is not published."""
-    name = _names_by_kind().get((api_version, kind))
+    name = name_of(api_version, kind)
     return definitions()[name] if name else None
+
+
+def name_of(api_version: str, kind: str) -> str | None:
+    """The full name of a kind's type, or None if it is not published."""
+    return _names_by_kind().get((api_version, kind))
 
 
 def resolve(schema: Schema) -> Schema:

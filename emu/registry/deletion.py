@@ -64,7 +64,7 @@ def remove(store: Store, resource: str, obj: Object) -> Object:
 
 def _later(now: str, seconds: int) -> str:
     """A deletionTimestamp is when the grace ends, not when it began."""
-    return (datetime.fromisoformat(now.replace("Z", "+00:00")) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (datetime.fromisoformat(now) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _grace(resource: str, obj: Object, grace: int | None) -> int:

@@ -55,7 +55,7 @@ class Registry:
     """The only way objects get into the store. `now` gives the time as RFC 3339 text, such as 2026-01-02T15:04:05Z."""
 
     def __init__(self, store: Store, config: RegistryConfig, now: Callable[[], str]) -> None:
-        self.store, self.config, self._now = store, config, now
+        self.store, self.config, self.now = store, config, now
         self._chance = random.Random(f"{config.seed} {store.revision}")  # a reopened store must not repeat its first uids
         self.allocator = Allocator(store, config.service_cidr, config.node_port_range, self._chance)
 
@@ -72,7 +72,7 @@ class Registry:
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"][:58] + "".join(self._chance.choices(_SUFFIX_LETTERS, k=5))
         strategy = strategy_of(resource)
-        metadata.update(uid=self._uid(), creationTimestamp=self._now())
+        metadata.update(uid=self._uid(), creationTimestamp=self.now())
         for absent in ("deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"):
             metadata.pop(absent, None)
         if strategy.counts_generation:
@@ -205,7 +205,7 @@ class Registry:
                 if wanted and wanted != old["metadata"][what]:
                     problem = f"Precondition failed: {label} in precondition: {wanted}, {label} in object meta: {old['metadata'][what]}"
                     raise _conflict(kind, name, problem)
-            return deletion.delete(self.store, resource, old, propagation=propagation, grace=grace, now=self._now())
+            return deletion.delete(self.store, resource, old, propagation=propagation, grace=grace, now=self.now())
 
     # --- parts -------------------------------------------------------------------------------------------------------
 

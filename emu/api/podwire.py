@@ -1,0 +1,102 @@
+"""What Kubernetes has no verb for: the group podwire.dev/v1alpha1 on the same server.
+
+GET  status                                 the cluster as the controller sees it, and what is stored but not emulated
+GET  nodes/N/{rules,conntrack,routes}       what node N's kernel holds now
+POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started
+POST traces         {...}                   send one packet that tells its way
+POST apply          {"objects": [...]}      create or update all of them in one transaction, or none
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.api import apply
+from emu.api.calls import NodeCalls
+from emu.api.discovery import PODWIRE_GROUP, PODWIRE_VERSION, not_served
+from emu.api.request import Deferred, Request, Response
+from emu.errors import ApiError
+from emu.registry import emulation
+from emu.registry.registry import Registry
+
+ROOT = ("apis", PODWIRE_GROUP, PODWIRE_VERSION)
+FAULTS = ("killed", "paused", "resumed", "started")
+_ASKED_OF_NODES = ("rules", "conntrack", "routes")
+_PATIENCE = 10.0  # seconds for a node to print its tables: a million rules take it about five
+
+
+def answer(request: Request, registry: Registry) -> Response | Deferred | None:
+    """The answer to a path of this group, or None if the path is another's."""
+    parts = tuple(part for part in request.path.split("/") if part)
+    if parts[:3] != ROOT:
+        return None
+    if len(parts) == 3:
+        return Response(_resources()) if request.method == "GET" else None
+    match request.method, *parts[3:]:
+        case "GET", "status":
+            return Deferred(lambda calls: _status(calls, registry))
+        case "GET", "nodes", node, ("rules" | "conntrack" | "routes") as what:
+            return _of_node(registry, node, what, dict(request.query))
+        case "POST", "nodes", node, "fault":
+            return _fault(registry, node, request.decoded())
+        case "POST", "traces":
+            return _trace(request.decoded())
+        case "POST", "apply":
+            return apply.apply(request, registry)
+    raise not_served()
+
+
+def _resources() -> dict[str, Any]:
+    names = ("status", "traces", "apply", *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, "fault")))
+    listed = [
+        {
+            "name": name,
+            "singularName": "",
+            "namespaced": False,
+            "kind": "PodwireRequest",
+            "verbs": ["create" if name in {"traces", "apply", "nodes/fault"} else "get"],
+        }
+        for name in names
+    ]
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{PODWIRE_GROUP}/{PODWIRE_VERSION}", "resources": listed}
+
+
+async def _status(calls: NodeCalls, registry: Registry) -> Response:
+    idle = [entry._asdict() for entry in emulation.summary(registry.store)]
+    return Response({**calls.status(), "revision": registry.store.revision, "notEmulated": idle})
+
+
+def _known_node(registry: Registry, node: str) -> None:
+    if registry.store.get("nodes", "", node) is None:
+        raise ApiError(404, "NotFound", f'nodes "{node}" not found', details={"name": node, "kind": "nodes"})
+
+
+def _of_node(registry: Registry, node: str, what: str, params: dict[str, str]) -> Deferred:
+    _known_node(registry, node)
+
+    async def run(calls: NodeCalls) -> Response:
+        return Response(await calls.call(node, what, params, _PATIENCE))
+
+    return Deferred(run)
+
+
+def _fault(registry: Registry, node: str, body: Any) -> Deferred:
+    _known_node(registry, node)
+    state = body.get("state") if isinstance(body, dict) else None
+    if state not in FAULTS:
+        raise ApiError(422, "Invalid", f"state: Unsupported value: {state!r}: supported values: {', '.join(FAULTS)}")
+
+    async def run(calls: NodeCalls) -> Response:
+        return Response(await calls.fault(node, state))
+
+    return Deferred(run)
+
+
+def _trace(body: Any) -> Deferred:
+    if not isinstance(body, dict):
+        raise ApiError(400, "BadRequest", "a JSON object that describes the trace is wanted")
+
+    async def run(calls: NodeCalls) -> Response:
+        return Response(await calls.trace(body))
+
+    return Deferred(run)
