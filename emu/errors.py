@@ -63,6 +63,7 @@ class DropReason(StrEnum):
     REJECTED = "rejected"  # a REJECT rule answered for the packet
     TTL_EXCEEDED = "ttl-exceeded"
     NO_ROUTE = "no-route"
+    OUTSIDE = "outside"  # left for the world outside the cluster, where nothing answers
     HOST_UNREACHABLE = "host-unreachable"  # no neighbour answers for the address
     NEIGHBOUR_QUEUE_FULL = "neighbour-queue-full"
     TOO_BIG = "too-big"  # over the MTU with DF set

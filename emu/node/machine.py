@@ -12,6 +12,7 @@ from emu.cni.flannel import Flannel
 from emu.cni.plugin import Cni, NodeAddress
 from emu.overlay.carrier import Carrier
 from emu.stack.namespace import NetNamespace
+from emu.stack.route import Route
 from emu.stack.softnet import Softnet
 from emu.stack.underlay import Underlay
 from emu.trace import REPLY, Hop
@@ -34,6 +35,9 @@ class Machine:
         self.node.add_device(self.underlay)
         # the underlay is one flat network in which every node is on-link
         self.node.add_address("eth0", Network.parse(f"{me.ip[0]}.{me.ip[1]}.0.0/16"), me.ip)
+        gateway = bytes((*me.ip[:2], 0, 1))
+        self.underlay.gateway = gateway
+        self.node.add_route(Route(Network.parse("0.0.0.0/0"), "eth0", gateway=gateway))
         self.cni: Cni = Flannel(self.node, self.softnet, pod_network=pod_network, underlay_mtu=UNDERLAY_MTU)
         self.cni.start(me)
         self._peers: dict[str, tuple[NodeAddress, str, int]] = {}

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from emu.stack.sockets import Socket
     from emu.stack.underlay import Underlay
 
+UNROUTED = frozenset((DropReason.NO_ROUTE, DropReason.OUTSIDE))
+
 
 class NetNamespace:
     """One network namespace. `name` is "node" or "pod/NAMESPACE/NAME"; `forwarding` is net.ipv4.ip_forward.
@@ -186,7 +188,7 @@ class NetNamespace:
         """The packet ends here."""
         self.drops[reason] += 1
         if skb.trace:
-            self.hop(skb, where, note=reason.value, verdict="unrouted" if reason is DropReason.NO_ROUTE else "dropped")
+            self.hop(skb, where, note=reason.value, verdict="unrouted" if reason in UNROUTED else "dropped")
 
     def passes(self, hook: Hook, skb: Skb) -> bool:
         """Run a hook; False if the packet ended there (a REJECT has been answered)."""

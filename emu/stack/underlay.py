@@ -30,7 +30,10 @@ class Wire(Protocol):
 
 
 class Underlay(Device):
-    """The node's link to all other nodes. `incarnations` says which life of a peer its address means now."""
+    """The node's link to all other nodes. `incarnations` says which life of a peer its address means now.
+
+    `gateway` is the router to the outside, whose packets leave the emulation: they are counted and gone.
+    """
 
     kind = "underlay"
 
@@ -38,6 +41,7 @@ class Underlay(Device):
         super().__init__(ns, name, mtu)
         self.wire, self.incarnation = wire, incarnation
         self.max_age = int(MAX_AGE * 1e6) if same_host else 1 << 63
+        self.gateway: Ip | None = None
         self.incarnations: dict[Ip, int] = {}
         self._pending: dict[Ip, list[bytes]] = {}
         self._pending_bytes = 0
@@ -46,6 +50,9 @@ class Underlay(Device):
         return True  # an absent node is silence, not an ARP failure: nodes are reached over a network, not a link
 
     def xmit(self, skb: Skb, next_hop: Ip) -> None:
+        if next_hop == self.gateway:
+            self.ns.drop(skb, DropReason.OUTSIDE, self.name)
+            return
         data = bytes(skb.buf)
         self.sent(len(data))
         if skb.trace:

@@ -10,7 +10,7 @@ from emu.errors import DropReason
 from emu.stack.namespace import NetNamespace
 from emu.stack.sockets import PingSocket, UdpSocket
 from emu.stack.tcp_sockets import TcpListener, TcpSocket
-from emu.wire.addr import ANY, SockAddr, parse_ip
+from emu.wire.addr import ANY, Network, SockAddr, parse_ip
 from tests.kit.fabric import Fabric
 
 
@@ -120,6 +120,7 @@ def test_a_node_that_is_gone_is_silence_until_tcp_gives_up(fabric: Fabric) -> No
 def test_no_route_is_network_unreachable_at_once() -> None:
     fabric = Fabric(1)
     node = fabric.machines["node-1"].node
+    node.remove_route(Network.parse("0.0.0.0/0"))
     with pytest.raises(OSError, match="Network is unreachable"):
         TcpSocket(node).connect(SockAddr(parse_ip("203.0.113.1"), 80))
 

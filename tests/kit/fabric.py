@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from emu.clock import ManualClock
 from emu.cni.plugin import NodeAddress
 from emu.node.machine import Machine
 from emu.overlay.memory import MemoryNetwork
+from emu.proxy.config import ProxyConfig
+from emu.proxy.detector import NodeView
+from emu.proxy.syncer import Proxy
 from emu.stack.namespace import NetNamespace
 from emu.stack.sockets import Waiter
 from emu.trace import Hop
@@ -56,6 +62,7 @@ class Fabric:
         self.clock = ManualClock()
         self.network = MemoryNetwork()
         self.machines: dict[str, Machine] = {}
+        self._proxies: dict[str, Proxy] = {}
         records = []
         for index in range(1, count + 1):
             name, ip, cidr = f"node-{index}", f"192.168.0.{index + 1}", f"10.244.{index}.0/24"
@@ -73,6 +80,17 @@ class Fabric:
         machine = self.machines[f"node-{node}"]
         machine.softnet.now = self.clock.now()
         return machine.cni.add_pod(f"pod/default/{name}")
+
+    def services(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give every node's proxy these Services (values of the broadcast's `services` stream), and swap its rules in."""
+        config = ProxyConfig.parse("iptables", cluster_cidr=str(POD_NETWORK))
+        for name, machine in self.machines.items():
+            proxy = self._proxies.setdefault(name, Proxy(config, NodeView(name, (machine.me.ip,), pod_cidrs=(machine.me.pod_cidr,))))
+            proxy.on_snapshot(values, self.clock.now())
+            result = proxy.sync(max(self.clock.now(), proxy.poll_at() or 0.0))
+            if result is not None:
+                machine.softnet.now = self.clock.now()
+                machine.node.swap(result.ruleset)
 
     def kernel(self, node: int) -> FabricKernel:
         return FabricKernel(self, self.machines[f"node-{node}"])

@@ -1,0 +1,131 @@
+"""The control loop of a node: follows the broadcast, feeds kubelet, proxy and CNI, answers the controller's calls, renews the lease.
+
+One thread, one loop. Decides who is told of what and when to look again; what a kubelet or a proxy does about it is decided
+there. Everything that touches the stack happens between the kernel's `enter` and `leave`, and the loop sleeps without the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from time import monotonic
+from typing import Any
+
+from emu.bus.follower import Follower, Step
+from emu.bus.link import NodeLink
+from emu.model.cluster import ClusterSpec, NodeSpec
+from emu.node.calls import Calls
+from emu.node.kernel import LeaderFollower
+from emu.node.kubelet import Kubelet
+from emu.node.machine import Machine
+from emu.observe.hops import pack
+from emu.proxy.config import ProxyConfig
+from emu.proxy.detector import ZONE_LABEL, NodeView
+from emu.proxy.syncer import Proxy
+from emu.wire.addr import Network, parse_ip
+
+EXPIRY_PERIOD = 1.0  # seconds between looks at conntrack's deadlines
+IDLE_PERIOD = 10.0  # seconds the loop sleeps at most
+
+
+class Agent:
+    """One node's kubelet, kube-proxy and CNI daemon, as tasks of one loop."""
+
+    def __init__(self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: LeaderFollower, link: NodeLink, follower: Follower) -> None:
+        self._spec, self._machine, self._kernel, self._link, self._follower = spec, machine, kernel, link, follower
+        self.kubelet = Kubelet(spec, me, machine, kernel, link.wake)
+        self.view = NodeView(
+            me.name, tuple(parse_ip(ip) for ip in (me.addresses or (me.ip,))), me.labels.get(ZONE_LABEL, ""), (Network.parse(me.pod_cidr),)
+        )
+        self.proxy = Proxy(ProxyConfig.parse(spec.proxy, cluster_cidr=spec.pod_cidr), self.view)
+        machine.node.route_localnet = self.proxy.route_localnet
+        self._listed = False
+        self._calls = Calls(self.kubelet, machine, kernel, link.post, self.proxy)
+        self._lease_at = 0.0
+        self._expire_at = 0.0
+        self.stopping = False
+        machine.softnet.hops_recorded = link.wake
+
+    def stop(self) -> None:
+        """End the loop; from a signal handler."""
+        self.stopping = True
+        self._link.wake()
+
+    def run(self, life_fd: int) -> None:
+        """Loop until `stop` is called or the life pipe ends."""
+        while not self.stopping:
+            now = monotonic()
+            for message in self._link.poll(max(0.0, min(self._next_at(now), now + IDLE_PERIOD) - now)):
+                self._on_step(self._follower.on_message(message))
+            self._turn(monotonic())
+            if life_fd >= 0 and select.select([life_fd], [], [], 0)[0] and not os.read(life_fd, 1):
+                break
+        self.kubelet.shut_down()
+
+    def _next_at(self, now: float) -> float:
+        """When something is due although nothing comes in."""
+        expire = self._expire_at if len(self._machine.node.netfilter.conntrack) else now + IDLE_PERIOD
+        candidates = [self._lease_at, expire, self.kubelet.poll_at()]
+        if (proxy := self.proxy.poll_at()) is not None:
+            candidates.append(proxy)
+        return min(candidates)
+
+    def _turn(self, now: float) -> None:
+        """Everything that is due by now."""
+        self._sync_proxy(now)
+        for status in self.kubelet.turn(now):
+            self._link.post({"t": "pods", "statuses": status})
+        if now >= self._lease_at:
+            self._lease_at = now + self._spec.timings.lease_period
+            self._link.post(self._follower.lease(self.kubelet.abandoned))
+        if now >= self._expire_at:
+            self._expire_at = now + EXPIRY_PERIOD
+            self._kernel.enter()
+            self._machine.expire()
+            self._kernel.leave()
+        if self._machine.softnet.hops:
+            self._kernel.enter()
+            hops = self._machine.take_hops()
+            self._kernel.leave()
+            self._link.post({"t": "hops", "hops": [pack(hop) for hop in hops]})
+
+    def _on_step(self, step: Step) -> None:
+        for answer in step.send:
+            self._link.post(answer)
+        now = monotonic()
+        if step.welcomed:
+            self.kubelet.report_all()
+        for stream, keys in step.changed.items():
+            mirror = self._follower.mirrors[stream]
+            if mirror is self._follower.nodes:
+                self._kernel.enter()
+                self._machine.set_peers(value for _, value in mirror.items())
+                self._kernel.leave()
+            elif mirror is self._follower.services:
+                self.proxy.on_services(((key, mirror.get(key)) for key in keys), now)
+                self.kubelet.on_services(((key, mirror.get(key)) for key in keys))
+            else:
+                self.kubelet.on_pods((key, mirror.get(key)) for key in keys)
+        if not self._listed and self._follower.services.synced:
+            self._listed = True
+            self.proxy.on_listed(now)
+        if step.changed:
+            self._sync_proxy(now)
+            self._lease_at = now  # so that the controller learns at once how far this node has come
+        if step.message is not None:
+            self._calls.on_message(step.message)
+
+    def _sync_proxy(self, now: float) -> None:
+        """Swap in what the proxy makes of the changes so far, if a sync is due."""
+        result = self.proxy.sync(now)
+        if result is None:
+            return
+        started = self._kernel.enter()
+        self._machine.node.swap(result.ruleset)
+        if result.stale is not None:
+            self._machine.node.netfilter.conntrack.delete_matching(result.stale)
+        self._kernel.leave()
+        self.proxy.on_swapped(monotonic() - min(started, now))
+        for warning in result.warnings:
+            print(f"proxy: {warning}", file=sys.stderr, flush=True)

@@ -1,0 +1,147 @@
+"""What the controller may ask of a node: a table of methods. Decides parameters and answers; the doing is kubelet's, stack's, probe's.
+
+An answer is `{"t": "answer", "id", "body", "last"}`; a body `{"error": {code, reason, message}}` is a failure. Calls run on the
+control loop and must not block: what takes time (exec, logs that follow, a trace) answers later, from wherever it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from emu.errors import ApiError
+from emu.netfilter import text
+from emu.node.kernel import LeaderFollower
+from emu.node.kubelet import Kubelet
+from emu.node.machine import Machine
+from emu.node.probe import Probe
+from emu.proxy.syncer import Proxy
+from emu.stack.bridge import Bridge
+from emu.stack.vxlan import Vxlan
+from emu.wire.addr import SockAddr, format_ip, format_mac, parse_ip
+
+Body = dict[str, Any]
+
+
+class Calls:
+    """The methods of one node."""
+
+    def __init__(self, kubelet: Kubelet, machine: Machine, kernel: LeaderFollower, post: Callable[[Body], None], proxy: Proxy) -> None:
+        self._kubelet, self._machine, self._kernel, self._post, self._proxy = kubelet, machine, kernel, post, proxy
+        self._running: dict[int, Any] = {}
+        self._methods: Mapping[str, Callable[[int, Body], Body | None]] = {
+            "rules": self._rules, "conntrack": self._conntrack, "routes": self._routes, "trace": self._trace, "forget": self._forget,
+            "exec": self._exec, "logs": self._logs, "stats": self._stats,
+        }  # fmt: skip
+
+    def on_message(self, message: Body) -> None:
+        """A call, or input for one, or its end."""
+        number = message["id"]
+        if message["t"] == "input":
+            running = self._running.get(number)
+            if running is not None:
+                running.input(message["data"])
+            return
+        if message["t"] == "cancel":
+            running = self._running.pop(number, None)
+            if running is not None:
+                running.cancel()
+            return
+        method = self._methods.get(message["method"])
+        try:
+            if method is None:
+                raise ApiError(404, "NotFound", f"a node has no method {message['method']!r}")
+            body = method(number, message["params"])
+        except ApiError as error:
+            body = {"error": {"code": error.code, "reason": error.reason, "message": error.message}}
+        if body is not None:
+            self._answer(number, body)
+
+    def _answer(self, number: int, body: Body, *, last: bool = True) -> None:
+        if last:
+            self._running.pop(number, None)
+        self._post({"t": "answer", "id": number, "body": body, "last": last})
+
+    # ---- the stack's tables ------------------------------------------------------------------------------------------------------
+
+    def _rules(self, number: int, params: Body) -> Body:
+        formats = {"iptables-save": text.save_text, "iptables-restore": text.restore_text}
+        wanted = params.get("format") or "iptables-save"
+        if wanted not in formats:
+            raise ApiError(400, "BadRequest", f"format {wanted!r} is not one of {', '.join(formats)}")
+        return {"text": formats[wanted](self._machine.node.netfilter.ruleset)}  # a value: no lock is needed
+
+    def _conntrack(self, number: int, params: Body) -> Body:
+        now = self._kernel.enter()
+        try:
+            return {"text": self._machine.node.netfilter.conntrack.listing(now)}
+        finally:
+            self._kernel.leave()
+
+    def _routes(self, number: int, params: Body) -> Body:
+        self._kernel.enter()
+        try:
+            node = self._machine.node
+            devices = [
+                {
+                    "name": device.name, "kind": device.kind, "mtu": device.mtu, "mac": format_mac(device.mac) if device.mac else None,
+                    "addresses": [f"{format_ip(ip)}/{prefix.length}" for ip, prefix in device.addresses],
+                    "master": device.master.name if device.master is not None else None,
+                    "rx_packets": device.rx_packets, "tx_packets": device.tx_packets,
+                    **({"ports": sorted(device.ports)} if isinstance(device, Bridge) else {}),
+                    **({"fdb": {format_mac(mac): format_ip(ip) for mac, ip in device.fdb.items()}} if isinstance(device, Vxlan) else {}),
+                }
+                for device in node.devices.values()
+            ]  # fmt: skip
+            return {"routes": [str(route) for route in node.routes], "devices": devices}
+        finally:
+            self._kernel.leave()
+
+    def _stats(self, number: int, params: Body) -> Body:
+        self._kernel.enter()
+        try:
+            drops: dict[str, int] = {}
+            for ns in (self._machine.node, *self._kubelet.namespaces()):
+                for reason, count in ns.drops.items():
+                    drops[reason.value] = drops.get(reason.value, 0) + count
+            return {"drops": drops, "conntrack": len(self._machine.node.netfilter.conntrack), "stand_ins": self._kubelet.stand_ins()}
+        finally:
+            self._kernel.leave()
+
+    # ---- traces --------------------------------------------------------------------------------------------------------------------
+
+    def _trace(self, number: int, params: Body) -> Body | None:
+        netns = params["netns"]
+        ns = self._machine.node if netns == "node" else self._kubelet.namespace(netns)
+        if ns is None:
+            raise ApiError(404, "NotFound", f"{netns} is not on node {self._machine.me.name}")
+        now = self._kernel.enter()
+        try:
+            to = SockAddr(parse_ip(params["dst"]), params.get("dport") or 0)
+            Probe(
+                self._kernel, ns, params["proto"], to, params["id"], now + params["deadline"],
+                lambda result: self._answer(number, {"result": result}),
+            )  # fmt: skip
+        finally:
+            self._kernel.leave()
+        return None
+
+    def _forget(self, number: int, params: Body) -> Body:
+        self._kernel.enter()
+        try:
+            return {"forgotten": self._machine.forget(params["id"])}
+        finally:
+            self._kernel.leave()
+
+    # ---- programs --------------------------------------------------------------------------------------------------------------------
+
+    def _exec(self, number: int, params: Body) -> None:
+        running = self._kubelet.exec(params, lambda body, last: self._answer(number, body, last=last))
+        if running is not None:
+            self._running[number] = running
+
+    def _logs(self, number: int, params: Body) -> Body | None:
+        if not params.get("follow"):
+            return {"text": self._kubelet.logs(params)}
+        self._running[number] = self._kubelet.follow(params, lambda body, last: self._answer(number, body, last=last))
+        return None

@@ -1,0 +1,269 @@
+"""The kubelet of one node: which pods should be here, which are, and what is reported of them.
+
+Decides when a pod's namespace is made and taken away, and what the controller hears; how its containers live is `pod.runtime`'s.
+Runs on the node's control loop alone. Level-triggered: `on_pods` says what is wanted, `turn` brings the node closer to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from emu.model.cluster import ClusterSpec, NodeSpec
+from emu.model.objects import Service
+from emu.model.selector import from_map
+from emu.node.kernel import LeaderFollower
+from emu.node.machine import Machine
+from emu.node.sessions import ExecSession, LogSession, Reply, pod_not_running
+from emu.pod.images import ImageTable
+from emu.pod.output import route_prints
+from emu.pod.runtime import PodRuntime
+from emu.stack.namespace import NetNamespace
+from emu.stack.softnet import INFINITY
+from emu.wire.addr import format_ip, parse_ip
+
+ADDRESS = "podwire.dev/address"  # annotation: the pod's address, fixed
+SANDBOX_RETRY = 1.0  # seconds until a pod that could not get its address is tried again
+SHUT_DOWN_GRACE = 0.2  # seconds for programs to notice that the node's process ends
+
+Pod = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Held:
+    """A pod of this node. `runtime` is None while its namespace could not be made, for the reason in `trouble`."""
+
+    pod: Pod
+    runtime: PodRuntime | None = None
+    trouble: str = ""
+    retry_at: float = INFINITY
+    stopping: bool = False
+    reported: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def uid(self) -> str:
+        return str(self.pod["metadata"].get("uid", ""))
+
+
+class Kubelet:
+    """All pods of one node. `wake` makes the control loop take a turn; callable from any thread."""
+
+    def __init__(self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: LeaderFollower, wake: Callable[[], None]) -> None:
+        self._me, self._machine, self._kernel, self._wake = me, machine, kernel, wake
+        self._images = ImageTable(spec.program_paths)
+        self._epoch = time.time() - kernel.now()
+        self._wanted: dict[str, Pod] = {}
+        self._held: dict[str, Held] = {}
+        self._services: dict[str, Service] = {}
+        self._gone: list[dict[str, Any]] = []
+        self._abandoned = 0
+        route_prints()
+
+    # ---- what is wanted ----------------------------------------------------------------------------------------------------------
+
+    def on_pods(self, changes: Iterable[tuple[str, Pod | None]]) -> None:
+        """Changed keys of this node's stream, None for a pod that is no longer ours."""
+        for key, pod in changes:
+            if pod is None:
+                self._wanted.pop(key, None)
+            else:
+                self._wanted[key] = pod
+                if key not in self._held and pod["metadata"].get("deletionTimestamp"):
+                    self._report_gone(pod)  # it never ran here, or did in an earlier life of this node
+        self._wake()
+
+    def on_services(self, changes: Iterable[tuple[str, Mapping[str, Any] | None]]) -> None:
+        """Changed Services: stand-ins open the target ports of those that select them."""
+        for key, value in changes:
+            if value is None:
+                self._services.pop(key, None)
+            else:
+                self._services[key] = Service.from_object(value["service"])
+        for held in self._held.values():
+            if held.runtime is not None and held.runtime.stand_ins:
+                held.runtime.set_service_ports(self._service_ports(held.pod))
+
+    def _service_ports(self, pod: Pod) -> frozenset[tuple[str, int]]:
+        meta = pod["metadata"]
+        return frozenset(
+            (port.protocol, port.target_port)
+            for service in self._services.values()
+            if service.namespace == meta["namespace"] and service.selector and from_map(service.selector).matches(meta.get("labels"))
+            for port in service.ports
+            if isinstance(port.target_port, int)
+        )
+
+    # ---- a turn ------------------------------------------------------------------------------------------------------------------
+
+    def turn(self, now: float) -> list[list[dict[str, Any]]]:
+        """Bring what is here closer to what is wanted; the status reports to send, in batches (none: an empty list)."""
+        for key, pod in self._wanted.items():
+            held = self._held.get(key)
+            if held is None:
+                self._begin(key, pod, now)
+            elif held.uid == pod["metadata"].get("uid"):
+                held.pod = pod
+                self._stop_if_deleted(held)
+        for key, held in list(self._held.items()):
+            wanted = self._wanted.get(key)
+            if wanted is None or wanted["metadata"].get("uid") != held.uid:
+                self._stop(held, 0.0)
+            if held.retry_at <= now and not held.stopping:
+                self._make(key, held, now)
+            if held.runtime is not None:
+                held.runtime.poll()
+            if held.stopping and (held.runtime is None or held.runtime.gone):
+                self._end(key, held)
+        statuses = [report for key, held in self._held.items() if (report := self._report(key, held)) is not None]
+        statuses += self._gone
+        self._gone = []
+        return [statuses] if statuses else []
+
+    def poll_at(self) -> float:
+        """When the next turn is due although nothing happens."""
+        return min(
+            (min(held.retry_at, held.runtime.poll_at() if held.runtime is not None else INFINITY) for held in self._held.values()),
+            default=INFINITY,
+        )
+
+    def _begin(self, key: str, pod: Pod, now: float) -> None:
+        meta = pod["metadata"]
+        if meta.get("deletionTimestamp") or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            return
+        held = self._held[key] = Held(pod)
+        self._make(key, held, now)
+
+    def _make(self, key: str, held: Held, now: float) -> None:
+        """Give the pod its namespace and start it, or say why not and try again later."""
+        held.retry_at = INFINITY
+        host_network = bool(held.pod["spec"].get("hostNetwork"))
+        try:
+            ns, ip = (self._machine.node, self._me.ip) if host_network else self._namespace_for(key, held.pod)
+        except ValueError as error:
+            held.trouble, held.retry_at = str(error), now + SANDBOX_RETRY
+            return
+        held.trouble = ""
+        held.runtime = PodRuntime(
+            held.pod, ns, self._kernel, self._images, self._wake, ip=ip, node=self._me.name, host_ip=self._me.ip, epoch=self._epoch
+        )
+        held.runtime.start()
+        if held.runtime.stand_ins:
+            held.runtime.set_service_ports(self._service_ports(held.pod))
+
+    def _namespace_for(self, key: str, pod: Pod) -> tuple[NetNamespace, str]:
+        wanted = (pod["metadata"].get("annotations") or {}).get(ADDRESS)
+        self._kernel.enter()
+        try:
+            ns = self._machine.cni.add_pod(f"pod/{key}", parse_ip(wanted) if wanted else None)
+        finally:
+            self._kernel.leave()
+        return ns, format_ip(ns.devices["eth0"].addresses[0][0])
+
+    def _stop_if_deleted(self, held: Held) -> None:
+        meta = held.pod["metadata"]
+        if meta.get("deletionTimestamp"):
+            self._stop(held, meta.get("deletionGracePeriodSeconds"))
+
+    def _stop(self, held: Held, grace: float | None) -> None:
+        if not held.stopping or grace == 0.0:
+            held.stopping = True
+            if held.runtime is not None and not held.runtime.gone:
+                held.runtime.stop(grace)
+
+    def _end(self, key: str, held: Held) -> None:
+        """Nothing of the pod runs any more: its namespace goes, and the controller hears of it."""
+        del self._held[key]
+        if held.runtime is not None:
+            self._abandoned += held.runtime.abandoned
+            if held.runtime.ns is not self._machine.node:
+                self._kernel.enter()
+                self._machine.cni.remove_pod(f"pod/{key}")
+                self._kernel.leave()
+        self._report_gone(held.pod)
+
+    # ---- reports -----------------------------------------------------------------------------------------------------------------
+
+    def _report(self, key: str, held: Held) -> dict[str, Any] | None:
+        status = held.runtime.status() if held.runtime is not None else _sandbox_trouble(held)
+        if status == held.reported:
+            return None
+        held.reported = status
+        namespace, _, name = key.partition("/")
+        return {"namespace": namespace, "name": name, "uid": held.uid, "status": status}
+
+    def _report_gone(self, pod: Pod) -> None:
+        meta = pod["metadata"]
+        self._gone.append({"namespace": meta["namespace"], "name": meta["name"], "uid": meta.get("uid", ""), "gone": True})
+
+    def report_all(self) -> None:
+        """Report every pod again: the controller may have forgotten."""
+        for held in self._held.values():
+            held.reported = {}
+        self._wake()
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that did not notice their kill, of all pods so far."""
+        return self._abandoned + sum(held.runtime.abandoned for held in self._held.values() if held.runtime is not None)
+
+    def stand_ins(self) -> list[str]:
+        """The containers whose image is unknown, as NAMESPACE/POD/CONTAINER."""
+        return [f"{key}/{name}" for key, held in self._held.items() if held.runtime is not None for name in held.runtime.stand_ins]
+
+    def namespaces(self) -> list[NetNamespace]:
+        return [held.runtime.ns for held in self._held.values() if held.runtime is not None]
+
+    def namespace(self, netns: str) -> NetNamespace | None:
+        """The namespace named pod/NAMESPACE/NAME, if it is here."""
+        held = self._held.get(netns.removeprefix("pod/"))
+        return held.runtime.ns if held is not None and held.runtime is not None else None
+
+    # ---- what users ask of containers ----------------------------------------------------------------------------------------------
+
+    def _runtime(self, params: Mapping[str, Any]) -> PodRuntime:
+        held = self._held.get(f"{params['namespace']}/{params['pod']}")
+        if held is None or held.runtime is None:
+            raise pod_not_running(params["pod"])
+        return held.runtime
+
+    def exec(self, params: Mapping[str, Any], reply: Reply) -> ExecSession:
+        """Run a command in a container; output and exit code go to `reply`."""
+        return ExecSession(self._runtime(params), params, reply)
+
+    def logs(self, params: Mapping[str, Any]) -> bytes:
+        """What a container has written so far."""
+        return LogSession.text(self._runtime(params), params)
+
+    def follow(self, params: Mapping[str, Any], reply: Reply) -> LogSession:
+        """What a container has written and writes, until its run ends."""
+        return LogSession(self._runtime(params), params, reply)
+
+    def shut_down(self) -> None:
+        """The process ends: tell every program, and wait a moment."""
+        for held in self._held.values():
+            if held.runtime is not None:
+                held.runtime.stop(0.0)
+        end = self._kernel.now() + SHUT_DOWN_GRACE
+        while self._kernel.now() < end and any(held.runtime is not None and not held.runtime.gone for held in self._held.values()):
+            time.sleep(0.005)
+            for held in self._held.values():
+                if held.runtime is not None:
+                    held.runtime.poll()
+
+
+def _sandbox_trouble(held: Held) -> dict[str, Any]:
+    """The status of a pod that has no network namespace yet."""
+    waiting = {"reason": "ContainerCreating", "message": f"failed to create pod sandbox: {held.trouble}"}
+    return {
+        "phase": "Pending",
+        "conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": waiting["message"]}],
+        "containerStatuses": [
+            {
+                "name": container["name"], "image": container.get("image", ""), "imageID": "", "ready": False, "restartCount": 0,
+                "state": {"waiting": waiting},
+            }
+            for container in held.pod["spec"]["containers"]
+        ],
+    }  # fmt: skip

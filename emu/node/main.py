@@ -1,0 +1,62 @@
+"""The node process: `run` is what the zygote's child calls. Decides the wiring of one process and its end; nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from emu.bus.follower import Follower
+from emu.bus.zeromq import NodeBus
+from emu.cni.plugin import NodeAddress
+from emu.model.cluster import ClusterSpec, NodeSpec
+from emu.node.agent import Agent
+from emu.node.kernel import LeaderFollower
+from emu.node.machine import Machine
+from emu.overlay.zeromq import ZmqCarrier, open_context
+from emu.wire.addr import Network, parse_ip
+
+
+def run(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
+    """Be the node `name` of the cluster until SIGTERM or the end of the life pipe. Called in a fresh single-threaded process."""
+    me = spec.node(name)
+    run_dir = Path(spec.run_dir)
+    context = open_context()
+    carrier = ZmqCarrier(context, data_endpoint(spec, name))
+    machine = make_machine(spec, me, carrier, incarnation)
+    kernel = LeaderFollower(machine.softnet, carrier, machine.underlay.receive_message)
+    hello = {
+        "t": "hello", "name": name, "ip": me.ip, "pod_cidr": me.pod_cidr, "endpoint": carrier.endpoint, "incarnation": incarnation,
+        "labels": dict(me.labels), "pid": os.getpid(), "addresses": list(me.addresses or (me.ip,)),
+    }  # fmt: skip
+    follower = Follower(hello)
+    link = NodeBus(name, f"ipc://{run_dir / 'bus.pub'}", f"ipc://{run_dir / 'bus.ctl'}", follower.streams)
+    agent = Agent(spec, me, machine, kernel, link, follower)
+    signal.signal(signal.SIGTERM, lambda number, frame: agent.stop())
+    kernel.start()
+    try:
+        agent.run(life_fd)
+    finally:
+        kernel.stop()
+        link.close()
+        carrier.close()
+
+
+def data_endpoint(spec: ClusterSpec, name: str) -> str:
+    """Where a node's data socket is bound: a path on one machine, a loopback port where tcp is asked for."""
+    if spec.transport == "tcp":
+        return "tcp://127.0.0.1:0"
+    directory = Path(spec.run_dir) / "n"
+    directory.mkdir(exist_ok=True)
+    return f"ipc://{directory / name}.data"
+
+
+def make_machine(spec: ClusterSpec, me: NodeSpec, carrier: ZmqCarrier, incarnation: int) -> Machine:
+    """The data plane of a node as the cluster's settings want it."""
+    address = NodeAddress(me.name, parse_ip(me.ip), Network.parse(me.pod_cidr))
+    machine = Machine(
+        address, carrier, incarnation, pod_network=Network.parse(spec.pod_cidr), seed=spec.seed, checks=spec.debug_assertions
+    )
+    for extra in me.addresses[1:]:
+        machine.node.add_address("eth0", Network.parse(f"{extra}/32"), parse_ip(extra))
+    return machine
