@@ -179,7 +179,7 @@ class Connection(Tcb):
                 window = select_window(self)
             else:
                 window = self.open_field
-                self.rcv_adv = rcv_nxt + self.rcv_limit
+                self.rcv_adv = max(self.rcv_adv, rcv_nxt + self.rcv_limit)
             packet = (
                 STAMPED.pack(
                     VERSION_IHL_TOS, WITH_TIMESTAMP + size, self.route, snd_nxt & MASK, rcv_nxt & MASK, _PSH_ACK, window, 0,

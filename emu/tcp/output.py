@@ -23,10 +23,12 @@ def select_window(t: Tcb) -> int:
     """The window field to send now; moves the advertised edge, never to the left (RFC 9293, 3.8.6.2.2)."""
     shift, rcv_nxt = t.rcv_shift, t.rcv_nxt
     free = t.rcv_limit - t.received.size
-    edge = rcv_nxt + free
-    if edge <= t.rcv_adv or free < min(t.rcv_limit >> 4, t.rcv_mss):
-        return min(-(-(t.rcv_adv - rcv_nxt) >> shift), MAX_WINDOW)  # rounded up: a promise is kept
-    field = min(free >> shift, MAX_WINDOW)
+    if free == t.rcv_limit:
+        field = t.open_field
+    elif rcv_nxt + free <= t.rcv_adv or free < min(t.rcv_limit >> 4, t.rcv_mss):
+        field = min(-(min(rcv_nxt - t.rcv_adv, 0) >> shift), MAX_WINDOW)  # rounded up: a promise is kept (a FIN may pass the edge)
+    else:
+        field = min(free >> shift, MAX_WINDOW)
     t.rcv_adv = max(t.rcv_adv, rcv_nxt + (field << shift))
     return field
 

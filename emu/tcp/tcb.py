@@ -163,8 +163,8 @@ class Tcb:
         config = self.config
         self.irs = self.rcv_nxt = self.rcv_adv = self.last_ack_sent = 0
         self.rcv_shift = config.wscale if config.window_scaling else 0
-        self.rcv_limit = min(config.rcvbuf_initial >> 1, config.rcvbuf)
-        self.open_field = 0
+        self.rcv_limit = self.open_field = 0
+        set_receive_limit(self, min(config.rcvbuf_initial >> 1, config.rcvbuf))
         self.rcv_mss = self.mss
         self.received = ReceiveBuffer()
         self.out_of_order = Reassembly()
