@@ -1,0 +1,35 @@
+"""The supervisor's control socket from the outside: one question, one answer. See `supervisor` for the requests."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+from emu.errors import PodwireError
+from launcher.rundir import RunDirectory
+
+
+def ask(run: RunDirectory, request: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:
+    """The supervisor's answer. PodwireError if it refuses, is not there, or stays silent for `timeout` seconds."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(str(run.control))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            line = connection.makefile("rb").readline()
+    except TimeoutError:
+        raise PodwireError(f"the supervisor of {run.name!r} does not answer") from None
+    except OSError as error:
+        raise PodwireError(f"the supervisor of {run.name!r} is not there: {error.strerror}") from error
+    if not line:
+        raise PodwireError(f"the supervisor of {run.name!r} went away")
+    answer: dict[str, Any] = json.loads(line)
+    if not answer.pop("ok"):
+        raise PodwireError(answer["message"])
+    return answer
+
+
+def stop(run: RunDirectory) -> None:
+    """End the cluster; returns when nothing of it is left."""
+    ask(run, {"stop": True})
