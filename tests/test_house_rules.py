@@ -19,7 +19,7 @@ RANKS = (
     ("stack", "registry"),
     ("pod", "overlay", "bus", "observe"),
     ("programs",),
-    ("cni", "proxy", "dns", "ingress", "control"),
+    ("cni", "proxy", "dns", "ingress", "control", "programs"),
     ("api",),
     ("node", "edge", "controller"),
     ("launcher",),

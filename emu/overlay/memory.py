@@ -102,6 +102,14 @@ class MemoryCarrier:
     def wait_forever(self) -> None:
         pass
 
+    def recv_for(self, seconds: float) -> bytes:
+        inbox = self._inbox
+        with inbox.arrived:
+            return self._take() if inbox.arrived.wait_for(lambda: inbox.messages, seconds) else b""
+
+    def wait_forever(self) -> None:
+        """Nothing to take away: a limit is each call's own here."""
+
     def recv_nowait(self) -> bytes | None:
         inbox = self._inbox
         with inbox.arrived:

@@ -153,6 +153,27 @@ def test_a_kick_wakes_the_reader_with_an_empty_message(make):
     assert results == [b""]
 
 
+def test_a_timed_reader_gets_what_comes_or_an_empty_message_when_time_is_up(make):
+    a, b = make(), make()
+    a.add_peer(B, b.endpoint)
+    assert within(5, lambda: b.recv_for(0.002)) == b""
+    a.send(B, b"x")
+    assert within(5, lambda: b.recv_for(5)) == b"x"
+    b.kick()
+    assert within(5, lambda: b.recv_for(5)) == b""
+
+
+def test_a_reader_without_limit_waits_longer_than_the_one_before(make):
+    a, b = make(), make()
+    a.add_peer(B, b.endpoint)
+    b.recv_for(0.001)
+    b.wait_forever()
+    later = threading.Timer(0.02, lambda: a.send(B, b"late"))
+    later.start()
+    assert within(5, b.recv) == b"late"
+    later.join()
+
+
 def test_kicks_without_a_reader_never_block(make):
     a = make()
     within(5, lambda: [a.kick() for _ in range(1000)])
