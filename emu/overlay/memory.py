@@ -100,14 +100,6 @@ class MemoryCarrier:
             return self._take() if inbox.messages or inbox.arrived.wait(seconds) else b""
 
     def wait_forever(self) -> None:
-        pass
-
-    def recv_for(self, seconds: float) -> bytes:
-        inbox = self._inbox
-        with inbox.arrived:
-            return self._take() if inbox.arrived.wait_for(lambda: inbox.messages, seconds) else b""
-
-    def wait_forever(self) -> None:
         """Nothing to take away: a limit is each call's own here."""
 
     def recv_nowait(self) -> bytes | None:
