@@ -8,8 +8,7 @@ program wants from its container it asks of `ctx`.
 
 from __future__ import annotations
 
-import socket as std
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from emu.pod.stdin import Stdin
 
 __all__ = [
-    "AF_INET", "SOCK_DGRAM", "SOCK_STREAM", "Connection", "ContainerKilled", "Context", "DatagramPort", "Handler", "PingSocket",
+    "AF_INET", "SOCK_DGRAM", "SOCK_STREAM", "Connection", "ContainerKilled", "Context", "DatagramPort", "Handler", "Main", "PingSocket",
     "PodInfo", "Program", "Socket",
 ]  # fmt: skip
 
@@ -152,6 +151,11 @@ class Context:
         """One line on standard error."""
         self._process.write("stderr", message.encode() + b"\n")
 
+    def become(self, program: Main, argv: Sequence[str]) -> int:
+        """Run another program in place of this one, as exec(2) does; its exit code."""
+        self.argv = tuple(argv)
+        return int(program(self) or 0)
+
     def run(self, argv: list[str]) -> tuple[int, bytes]:
         """Run one of the container's commands to its end, as `subprocess.run` would: (exit code, stdout and stderr together)."""
         return self._process.run_command(argv)
@@ -193,6 +197,5 @@ class Handler:
         ctx.exit(0)
 
 
-Main = Callable[[Context], "int | None"]
+Main = Callable[[Context], int | None]
 Program = Main | Handler
-AF_UNSPEC = std.AF_UNSPEC

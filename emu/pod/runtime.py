@@ -109,9 +109,11 @@ class PodRuntime:
         """Main containers first, then sidecars in reverse order; after the grace period none is asked any more."""
         for container in self._main:
             container.stop()
+            container.poll(now)  # a handler has ended by now
         if all(container.ended for container in self._main):
             for container in reversed(self._init):
                 container.stop()
+                container.poll(now)
                 if not container.ended:
                     break
         if self._stop_at <= now:
