@@ -32,7 +32,12 @@ def test_a_service_made_by_the_official_client_reads_with_defaults() -> None:
     service = Service.from_object(ApiClient().sanitize_for_serialization(made))
 
     assert service.ports == (ServicePort("", "TCP", 80, 0, 80),)
-    assert (service.type, service.cluster_ips, service.internal_policy, service.session_affinity) == ("ClusterIP", ("10.96.0.10",), "Cluster", None)
+    assert (service.type, service.cluster_ips, service.internal_policy, service.session_affinity) == (
+        "ClusterIP",
+        ("10.96.0.10",),
+        "Cluster",
+        None,
+    )
 
 
 @pytest.mark.parametrize(

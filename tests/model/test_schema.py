@@ -35,7 +35,9 @@ POD = {
 
 
 def _oracle() -> Draft202012Validator:
-    resource: Resource[Any] = Resource.from_contents({"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:k8s", "$defs": schema.definitions()})
+    resource: Resource[Any] = Resource.from_contents(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:k8s", "$defs": schema.definitions()}
+    )
     registry: Registry[Any] = resource @ Registry()
     return Draft202012Validator({"$ref": "urn:k8s#/$defs/io.k8s.api.core.v1.Pod"}, registry=registry)
 

@@ -46,7 +46,9 @@ def test_label_selectors_of_objects(label_selector: dict[str, object] | None, ch
     assert selector.from_label_selector(label_selector).matches(WEB) is chosen
 
 
-@pytest.mark.parametrize("expression", [{"key": "a", "operator": "Is"}, {"key": "a", "operator": "In"}, {"key": "a", "operator": "Exists", "values": ["x"]}])
+@pytest.mark.parametrize(
+    "expression", [{"key": "a", "operator": "Is"}, {"key": "a", "operator": "In"}, {"key": "a", "operator": "Exists", "values": ["x"]}]
+)
 def test_a_wrong_expression_is_refused(expression: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="operator"):
         selector.from_label_selector({"matchExpressions": [expression]})
@@ -68,6 +70,9 @@ def test_notin_is_the_complement_of_in(labels: dict[str, str], key: str, values:
 
 
 def test_field_selectors_parse() -> None:
-    assert selector.parse_fields("metadata.name=web,spec.nodeName!=node-1") == (("metadata.name", "web", True), ("spec.nodeName", "node-1", False))
+    assert selector.parse_fields("metadata.name=web,spec.nodeName!=node-1") == (
+        ("metadata.name", "web", True),
+        ("spec.nodeName", "node-1", False),
+    )
     with pytest.raises(ValueError, match="invalid field selector"):
         selector.parse_fields("metadata.name")
