@@ -35,23 +35,30 @@ _TAIL = struct.Struct("!HII6s6sH")  # UDP checksum .. Ethernet type
 class Tunnel:
     """One flow's way through the device: the outer header is constant but for lengths and identification."""
 
-    __slots__ = ("conn", "fixed", "peer", "softnet", "tail", "underlay", "vxlan")
+    __slots__ = ("conn", "fixed", "next_hop", "peer", "softnet", "tail", "underlay", "vxlan")
 
-    def __init__(self, vxlan: Vxlan, underlay: Underlay, peer: Ip, outer: Skb, tail: bytes) -> None:
-        self.vxlan, self.underlay, self.peer, self.tail = vxlan, underlay, peer, tail
+    def __init__(self, vxlan: Vxlan, underlay: Underlay, next_hop: Ip, peer: Ip, outer: Skb, tail: bytes) -> None:
+        self.vxlan, self.underlay, self.next_hop, self.peer, self.tail = vxlan, underlay, next_hop, peer, tail
         self.fixed, self.conn, self.softnet = bytes(outer.buf[6:24]), outer.ct, vxlan.ns.softnet
 
     def send(self, data: bytes, head: bytes, gso_size: int) -> None:
         vxlan = self.vxlan
         size = len(data)
+        conn = self.conn
+        if conn is not None:  # the tunnel's own connection lives as long as packets go through it
+            now = self.softnet.now
+            if conn.expires <= now:
+                skb = Skb.parse(data[:6] + head + data[24:])
+                assert isinstance(skb, Skb), skb
+                skb.gso_size = gso_size
+                vxlan.xmit(skb, self.next_hop)
+                return
+            conn.expires = now + conn.timeout
+            conn.packets += 1
+            conn.bytes += size + 50
         vxlan.ident = ident = vxlan.ident + 1 & 0xFFFF
         vxlan.tx_packets += 1
         vxlan.tx_bytes += size
-        conn = self.conn
-        if conn is not None:  # the tunnel's own connection lives as long as packets go through it
-            conn.expires = self.softnet.now + conn.timeout
-            conn.packets += 1
-            conn.bytes += size + 50
         outer = _OUTER.pack(0x4500, size + 50, ident, self.fixed, size + 30, self.tail)
         self.underlay.queue(self.peer, outer + data[:6] + head + data[24:], gso_size, 0)
 
@@ -93,7 +100,7 @@ class Vxlan(Device):
             ns.hop(skb, self.name, note=f"encapsulated, VXLAN {self.vni}, outer UDP {ends}")
         underlay = ns.output_tunnelled(outer)
         if underlay is not None and cacheable(skb) and outer.cacheable:
-            ns.remember(skb, self.mtu, Tunnel(self, underlay, remote, outer, tail).send, outer.ct)
+            ns.remember(skb, self.mtu, Tunnel(self, underlay, next_hop, remote, outer, tail).send, outer.ct)
 
     def decapsulate(self, data: bytes, l4: int, gso_size: int, trace: int) -> None:
         """A packet for our UDP port: the inner packet comes in at this device. Anything else is counted and dropped."""
