@@ -56,7 +56,7 @@ def _rows(name: str, cpus: tuple[int, int], directory: str, repeats: int, count:
 
     def row(path: str, what: str, against: str = "bare") -> dict[str, Any]:
         measured, reference = times[what], times[against]
-        veth = {"÷ veth": round(measured["p50"] / times["veth"]["p50"], 2)} if "veth" in times else {}
+        veth = {"to_veth": round(measured["p50"] / times["veth"]["p50"], 2)} if "veth" in times else {}
         ratio = round(measured["p50"] / reference["p50"], 2)
         return {"path": path, "cpus": name, "measured": measured, "reference": reference, "ratio": ratio, **veth}
 

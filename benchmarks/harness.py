@@ -156,11 +156,12 @@ def report(result: Result, *, as_json: bool) -> None:
     console = Console()
     rows = result["rows"]
     table = Table(title=result["title"], title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in dict.fromkeys(key for row in rows for key in row):
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
         numbers = all(isinstance(row.get(column, 0), int | float | dict) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers)
+        table.add_column(column.replace("_", " "), justify="right" if numbers else "left", no_wrap=numbers)
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in table_columns(table)))
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
     console.print(table)
     if result.get("ratio") is not None:
         console.print(f"[bold]{result['ratio']:g}[/bold] is the ratio of {result['headline']}", highlight=False)
@@ -168,10 +169,6 @@ def report(result: Result, *, as_json: bool) -> None:
     machine = env["machine"]
     about = f"{env['revision']}, Python {env['python']}, pyzmq {env['pyzmq']}, {machine['cpus']} × {machine['cpu']}, load {machine['load']}"
     console.print(about, style="dim", highlight=False)
-
-
-def table_columns(table: Table) -> list[str]:
-    return [str(column.header) for column in table.columns]
 
 
 def _cell(value: Any) -> str:
