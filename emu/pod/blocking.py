@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from emu.pod.kernel import Kernel
     from emu.stack.namespace import NetNamespace
 
-AF_INET, SOCK_STREAM, SOCK_DGRAM = std.AF_INET, std.SOCK_STREAM, std.SOCK_DGRAM
+AF_INET, SOCK_STREAM, SOCK_DGRAM = int(std.AF_INET), int(std.SOCK_STREAM), int(std.SOCK_DGRAM)  # enum arithmetic is slow
+MSG_DONTWAIT = int(std.MSG_DONTWAIT)
+HONOURED = MSG_DONTWAIT | int(std.MSG_NOSIGNAL)  # the latter by doing nothing: a broken pipe is an exception here
 Address = tuple[str, int]
 
 
@@ -34,6 +36,7 @@ class Owner(Protocol):
     kernel: Kernel
     ns: NetNamespace
     killed: bool
+    handling: int  # the thread that runs one of the process's event handlers now, 0 for none
     sockets: WeakSet[BlockingSocket]
     orphans: deque[StackSocket]  # of sockets dropped without `close`: the garbage collector must not take the lock
 
@@ -63,7 +66,9 @@ class BlockingSocket:
         "_timeout", "_waiter", "_wants_close", "_write", "family", "proto", "type",
     )  # fmt: skip
 
-    def __init__(self, owner: Owner, family: int, kind: int, proto: int = 0, *, made: TcpSocket | None = None) -> None:
+    def __init__(
+        self, owner: Owner, family: int = AF_INET, kind: int = SOCK_STREAM, proto: int = 0, *, made: TcpSocket | None = None
+    ) -> None:
         _check_kind(family, kind, proto)
         if owner.killed:
             raise ContainerKilled
@@ -102,28 +107,38 @@ class BlockingSocket:
 
     def _wait(self, deadline: float | None) -> bool:
         """Sleep until something happens to the socket (True) or time is up. The lock is held before and after, not meanwhile."""
-        self._owner.may_block()
-        sock, waiter = self._sock, self._waiter or Waiter()
-        self._waiter, waiter.ready = None, False  # a second thread on the same socket makes its own
-        sock.waiters.append(waiter)
+        owner, sock, waiter = self._owner, self._sock, self._waiter
+        if owner.handling:
+            owner.may_block()
+        if waiter is None:
+            waiter = Waiter()
+        else:
+            self._waiter, waiter.ready = None, False  # a second thread on the same socket makes its own
+        waiters = sock.waiters
+        waiters.append(waiter)
         try:
             woken = self._kernel.wait(waiter, deadline)
         finally:
-            sock.waiters.remove(waiter)
+            waiters.remove(waiter)
             self._waiter = waiter
-        if self._owner.killed:
+        if owner.killed:
             raise ContainerKilled
         if sock is not self._sock or self._enter is bad_descriptor:
             raise failure(errno.EBADF)
         return woken
 
     def _deadline(self, now: float, flags: int = 0) -> float | None:
-        if flags & ~(std.MSG_DONTWAIT | std.MSG_NOSIGNAL):
-            raise failure(errno.EOPNOTSUPP)  # MSG_PEEK, MSG_OOB, MSG_WAITALL
+        if flags:
+            if flags & ~HONOURED:
+                raise failure(errno.EOPNOTSUPP)  # MSG_PEEK, MSG_OOB, MSG_WAITALL
+            if flags & MSG_DONTWAIT:
+                raise failure(errno.EAGAIN)
         timeout = self._timeout
-        if timeout == 0.0 or flags & std.MSG_DONTWAIT:
+        if timeout is None:
+            return None
+        if timeout == 0.0:
             raise failure(errno.EAGAIN)
-        return None if timeout is None else now + timeout
+        return now + timeout
 
     def _broken(self) -> OSError:
         """Why nothing can be sent: what the network said, if nobody has been told yet (sk_err), else EPIPE."""

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
-from emu.pod.blocking import Address
+from emu.pod.blocking import AF_INET, SOCK_DGRAM, SOCK_STREAM, Address
 from emu.pod.errors import ContainerKilled
 from emu.pod.handlers import Connection, DatagramPort
 from emu.pod.ping_socket import PingSocket
-from emu.pod.socket import AF_INET, SOCK_DGRAM, SOCK_STREAM, Socket
+from emu.pod.socket import Socket
 
 if TYPE_CHECKING:
     from emu.pod.process import Process

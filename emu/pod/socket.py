@@ -11,12 +11,11 @@ import io
 import socket as std
 from typing import Any, NoReturn, Self
 
-from emu.pod.blocking import Address, BlockingSocket, bad_descriptor, killed
+from emu.pod.blocking import SOCK_DGRAM, SOCK_STREAM, Address, BlockingSocket, bad_descriptor, killed
 from emu.pod.errors import failure, timed_out
 from emu.stack.tcp_sockets import TcpListener, TcpSocket
 from emu.wire.addr import format_ip
 
-AF_INET, SOCK_STREAM, SOCK_DGRAM = std.AF_INET, std.SOCK_STREAM, std.SOCK_DGRAM
 BOOLEAN_OPTIONS = {(std.SOL_SOCKET, std.SO_REUSEADDR), (std.SOL_SOCKET, std.SO_KEEPALIVE), (std.IPPROTO_TCP, std.TCP_NODELAY)}
 
 
