@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 from time import monotonic
-from typing import Any
 
 from emu.bus.follower import Follower, Step
 from emu.bus.link import NodeLink
@@ -32,7 +30,9 @@ IDLE_PERIOD = 10.0  # seconds the loop sleeps at most
 class Agent:
     """One node's kubelet, kube-proxy and CNI daemon, as tasks of one loop."""
 
-    def __init__(self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: LeaderFollower, link: NodeLink, follower: Follower) -> None:
+    def __init__(
+        self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: LeaderFollower, link: NodeLink, follower: Follower
+    ) -> None:
         self._spec, self._machine, self._kernel, self._link, self._follower = spec, machine, kernel, link, follower
         self.kubelet = Kubelet(spec, me, machine, kernel, link.wake)
         self.view = NodeView(
@@ -104,7 +104,7 @@ class Agent:
                 self._kernel.leave()
             elif mirror is self._follower.services:
                 self.proxy.on_services(((key, mirror.get(key)) for key in keys), now)
-                self.kubelet.on_services(((key, mirror.get(key)) for key in keys))
+                self.kubelet.on_services((key, mirror.get(key)) for key in keys)
             else:
                 self.kubelet.on_pods((key, mirror.get(key)) for key in keys)
         if not self._listed and self._follower.services.synced:
@@ -127,5 +127,6 @@ class Agent:
             self._machine.node.netfilter.conntrack.delete_matching(result.stale)
         self._kernel.leave()
         self.proxy.on_swapped(monotonic() - min(started, now))
+        node = {"kind": "Node", "namespace": "", "name": self._machine.me.name, "uid": ""}
         for warning in result.warnings:
-            print(f"proxy: {warning}", file=sys.stderr, flush=True)
+            self._link.post({"t": "event", "object": node, "type": "Warning", "reason": "ServiceNotEmulated", "message": warning})

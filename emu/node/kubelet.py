@@ -17,9 +17,9 @@ from emu.model.selector import from_map
 from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
 from emu.node.sessions import ExecSession, LogSession, Reply, pod_not_running
-from emu.pod.images import ImageTable
 from emu.pod.output import route_prints
 from emu.pod.runtime import PodRuntime
+from emu.programs.images import ImageTable
 from emu.stack.namespace import NetNamespace
 from emu.stack.softnet import INFINITY
 from emu.wire.addr import format_ip, parse_ip
