@@ -4,8 +4,8 @@ A publisher holds, packed, the value that every subscriber should have under eac
 works out the new values, drops those that did not change (most status writes), and numbers the rest, many to a message. So a
 burst of changes to one object is sent once. A snapshot states the sequence it stands for (ZeroMQ guide, chapter 5, "Clone").
 
-Sequences are per stream and count up from the publisher's epoch; a restarted controller takes a higher epoch, so that its first
-update shows every node a gap, never a false continuation.
+Sequences are per stream and count up from the publisher's epoch; a restarted controller takes a higher one (the revision it starts
+at), so that its first update is a gap to whoever missed its welcome.
 """
 
 from __future__ import annotations

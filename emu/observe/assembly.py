@@ -59,6 +59,10 @@ class Assembly:
         assert hop.trace | REPLY == self.trace | REPLY
         self._hops[hop.node, hop.seq] = hop
 
+    def seen_nodes(self) -> set[str]:
+        """The nodes that have had this packet or its reply."""
+        return {hop.node for hop in self._hops.values()}
+
     def request(self) -> Journey:
         return self._journey(self.trace & ~REPLY, self.origin)
 

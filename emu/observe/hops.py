@@ -20,12 +20,12 @@ def pack(hop: Hop) -> list[Any]:
     return [hop.trace, hop.node, hop.netns, hop.where, packet, hop.at, hop.seq, hop.rule, hop.note, hop.rules, hop.verdict]
 
 
-def unpack(value: object) -> Hop | None:
+def unpack(value: Any) -> Hop | None:
     """The inverse of `pack`, or None."""
-    if not _fits(value, _SHAPE) or not _fits(value[4], _PACKET):  # type: ignore[index]
+    if not _fits(value, _SHAPE) or not _fits(value[4], _PACKET):
         return None
-    trace, node, netns, where, packet, *rest = value  # type: ignore[misc, has-type]
-    return Hop(trace, node, netns, where, PacketSummary(*packet), *rest)
+    trace, node, netns, where = value[:4]
+    return Hop(trace, node, netns, where, PacketSummary(*value[4]), *value[5:])
 
 
 def _fits(value: object, shape: tuple[tuple[type, ...], ...]) -> bool:

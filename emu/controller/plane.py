@@ -1,0 +1,115 @@
+"""The control plane over any bus: everything of the controller process but its sockets, its clock and its end.
+
+`turn` does what there is to do now and says when to come again; whoever owns it (the process, or a test) calls it when `on_work`
+says so. Also the API's `NodeCalls`, but for faults, which are the supervisor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from emu.bus.audience import Audience
+from emu.bus.link import ControllerLink
+from emu.bus.publisher import Publisher
+from emu.bus.views import is_ready
+from emu.control.cluster import Cluster
+from emu.control.deployment import DeploymentController
+from emu.control.endpointslice import EndpointSliceController
+from emu.control.garbage_collector import GarbageCollector, NamespaceController, PodCollector
+from emu.control.node_lifecycle import NodeLifecycle
+from emu.control.replicaset import ReplicaSetController
+from emu.control.runner import Failure, Runner
+from emu.control.scheduler import Scheduler
+from emu.controller.calls import Calls
+from emu.controller.collector import Collector
+from emu.controller.status import status
+from emu.controller.traces import Traces
+from emu.model.cluster import ClusterSpec
+from emu.registry.registry import Registry
+from emu.store.store import Change, Store
+
+BUDGET = 64  # reconciles in one turn: a few milliseconds, so that requests and leases never wait long
+
+
+class ControlPlane:
+    """Wires store, controllers and bus. `now` is the clock of leases, queues and latencies (seconds, monotonic)."""
+
+    def __init__(self, spec: ClusterSpec, registry: Registry, link: ControllerLink, now: Callable[[], float], *, on_error: Failure) -> None:
+        self.spec, self.registry, self.link, self.url = spec, registry, link, ""
+        self._now = now
+        store = self.store = registry.store
+        self.cluster = Cluster(registry, seed=spec.seed)
+        self.publisher = Publisher(store.get, epoch=store.revision)
+        self.publisher.on_changes(
+            Change(store.revision, "ADDED", resource, obj, None) for resource in store.resources() for obj in store.list(resource)[0]
+        )
+        self.publisher.flush()  # nobody listens yet: what is there now comes with the snapshots
+        store.subscribe(self.publisher.on_changes)
+        self.audience = Audience()
+        grace = spec.timings.node_grace
+        self.lifecycle = NodeLifecycle(self.cluster, grace=grace, expected=[node.name for node in spec.nodes], now=now())
+        self.runner = Runner(store, self._controllers(), on_error)
+        self.collector = Collector(
+            self.cluster, link, self.publisher, self.audience, self.lifecycle, poke=lambda node: self.runner.poke(self.lifecycle, node)
+        )
+        store.subscribe(self._forget_deleted_nodes)
+        self.calls = Calls(link, self.lives)
+        self.traces = Traces(store, self.calls)
+        self.collector.on_answer, self.collector.on_hop = self.calls.on_answer, self.traces.on_hop
+        self.collector.on_new_life = self.calls.on_new_life
+        self._beat = grace / 8
+
+    def _controllers(self) -> tuple[Any, ...]:
+        cluster = self.cluster
+        return (
+            NamespaceController(cluster), DeploymentController(cluster), ReplicaSetController(cluster), Scheduler(cluster),
+            EndpointSliceController(cluster), self.lifecycle, GarbageCollector(cluster), PodCollector(cluster),
+        )  # fmt: skip
+
+    # ---- turning -----------------------------------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Take in what nodes have sent."""
+        now = self._now()
+        for node, message in self.link.receive():
+            self.collector.on_message(node, message, now)
+
+    def turn(self) -> float:
+        """Reconcile what is due and publish what has changed; seconds until the next turn is due (0: there is more to do)."""
+        now = self._now()
+        self.lifecycle.heartbeat(now)
+        self.runner.run(now, BUDGET)
+        for update in self.publisher.flush():
+            self.link.publish(update)
+            self.audience.on_publish(update.stream, update.sequence, now)
+        return max(0.0, min(self.runner.next_at() - self._now(), self._beat))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to reconcile, and nothing to publish."""
+        return self.runner.idle() and not self.publisher.pending
+
+    def _forget_deleted_nodes(self, changes: list[Change]) -> None:
+        for change in changes:
+            if change.resource == "nodes" and change.type == "DELETED":
+                self.collector.on_node_deleted(change.object["metadata"]["name"])
+
+    # ---- NodeCalls -----------------------------------------------------------------------------------------------------------
+
+    def lives(self, node: str) -> bool | None:
+        """Is the node there to be asked? None: there is no such node."""
+        found = self.store.get("nodes", "", node)
+        return None if found is None else is_ready(found)
+
+    async def call(self, node: str, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        return await self.calls.call(node, method, params, timeout)
+
+    def stream(self, node: str, method: str, params: dict[str, Any]) -> Any:
+        return self.calls.stream(node, method, params)
+
+    async def trace(self, params: dict[str, Any]) -> dict[str, Any]:
+        return await self.traces.trace(params)
+
+    def status(self) -> dict[str, Any]:
+        return status(self.spec, self.url, self.cluster, self.runner, self.publisher, self.audience, self.collector)
