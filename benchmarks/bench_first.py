@@ -52,10 +52,8 @@ def _once() -> dict[str, Any]:
         cluster.podwire("down")
         down = time.monotonic()
     assert answer.startswith("order-service"), answer
-    return {
-        "up": round(up - helped, 2), "request": round(answered - up, 2), "total": round(answered - helped, 2), "down": round(down - answered, 2),
-        "help": round(helped - start, 2), "answered_by": answer.strip(),
-    }  # fmt: skip
+    seconds = {"up": up - helped, "request": answered - up, "total": answered - helped, "down": down - answered, "help": helped - start}
+    return {**{what: round(value, 2) for what, value in seconds.items()}, "answered_by": answer.strip()}
 
 
 @click.command()
