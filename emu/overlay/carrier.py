@@ -26,6 +26,12 @@ class Carrier(Protocol):
     def recv(self) -> bytes:
         """The next message; blocks. An empty message is a kick: somebody wants the caller to look up."""
 
+    def recv_for(self, seconds: float) -> bytes:
+        """As `recv`, but an empty message when the time is up. The limit stays set until `wait_forever`; setting it costs 1 µs."""
+
+    def wait_forever(self) -> None:
+        """Take the limit of `recv_for` away, before another thread calls `recv`."""
+
     def recv_nowait(self) -> bytes | None:
         """The next message if one has arrived."""
 
