@@ -27,7 +27,7 @@ from emu.controller.status import status
 from emu.controller.traces import Traces
 from emu.model.cluster import ClusterSpec
 from emu.registry.registry import Registry
-from emu.store.store import Change, Store
+from emu.store.store import Change
 
 BUDGET = 64  # reconciles in one turn: a few milliseconds, so that requests and leases never wait long
 
