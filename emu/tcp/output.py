@@ -177,6 +177,7 @@ def _send_data(t: Tcb, payload: bytes | memoryview, flags: int, now: float) -> N
         mark = FIN_MARK
     t.sent.append(Sent(seq, end, packet, seq - len(packet) + size, now, mark))
     t.snd_nxt = end
+    t.prr_out += size
     t.out.append((packet, t.mss if size > t.mss else 0))
     note_sent(t, now)
     if t.rto_at == inf or t.probing:

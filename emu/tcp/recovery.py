@@ -34,21 +34,22 @@ def on_ack(t: Tcb, advanced: int, delivered: int, now: float, *, duplicate: bool
         enter_recovery(t)
     if t.recovery is Recovery.RECOVERY:
         _reduce(t, delivered, advanced > 0 and t.board.lost <= lost_before)
-    elif delivered and (t.cwnd_limited or t.recovery is Recovery.LOSS):
+    elif advanced and (t.cwnd_limited or t.recovery is Recovery.LOSS):
         t.cc.on_ack(delivered, now, t.rtt.srtt)
 
 
 def _advance_rack(t: Tcb, now: float) -> None:
     """Learn from what was just delivered: the latest sending among it, its round trip, and whether order was kept."""
+    at, end = t.rack_at, t.rack_end
     for entry in t.board.newly:
         retransmitted = entry.mark & EVER_RETRANS
         rtt = now - entry.at
         if retransmitted and rtt < t.rtt.min_rtt:
             continue  # the original arrived, late
-        if not retransmitted and entry.end < t.rack_end and entry.at <= t.rack_at:
+        if not retransmitted and entry.end < end and entry.at <= at:
             t.reordering = True
-        t.rack_rtt = rtt
-        t.rack_at, t.rack_end = max((t.rack_at, t.rack_end), (entry.at, entry.end))
+        if (entry.at, entry.end) >= (t.rack_at, t.rack_end):
+            t.rack_at, t.rack_end, t.rack_rtt = entry.at, entry.end, rtt
 
 
 def _reordering_window(t: Tcb) -> float:
@@ -63,15 +64,16 @@ def _reordering_window(t: Tcb) -> float:
 def detect_loss(t: Tcb, now: float) -> None:
     """Mark what was sent long enough before the latest delivered; if some of it may still come, set the reordering timer."""
     spare = t.rack_rtt + _reordering_window(t) - now - _ROUNDING
-    latest, wait = (t.rack_at, t.rack_end), 0.0
+    latest, last, wait = t.rack_at, t.rack_end, 0.0
     for entry in t.sent:
         mark = entry.mark
         if mark & SACKED or mark & (LOST | RETRANS) == LOST:
             continue
-        if (entry.at, entry.end) >= latest:
-            if not mark & EVER_RETRANS:
+        retransmitted = mark & EVER_RETRANS
+        if entry.at >= latest and (entry.at > latest or retransmitted or entry.end >= last):
+            if not retransmitted:
                 break  # whatever follows was sent later still
-            continue
+            continue  # of what left at one time, only first transmissions are known to be in order
         remaining = entry.at + spare
         if remaining <= 0.0:
             t.board.mark_lost(entry)
