@@ -1,0 +1,120 @@
+"""Commands about the network itself: trace, rules, conntrack, routes, fault; and the way in for kubectl."""
+
+from __future__ import annotations
+
+import click
+
+from launcher.commands import options
+
+STATES = {"kill": "killed", "pause": "paused", "resume": "resumed", "start": "started"}
+
+
+@click.command(
+    epilog="FROM is a pod (NAME, pod/NAME, pod/NAMESPACE/NAME, deployment/NAME) or node/NAME; TO is one of these, svc/NAME[:PORT], "
+    "svc/NAMESPACE/NAME[:PORT], or an address IP[:PORT]."
+)
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option("--port", help="Destination port; the Service's only one by default, else an ICMP echo is sent.")
+@click.option("--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="TCP by default where there is a port.")
+@options.namespace
+@options.cluster_name
+@options.as_json
+def trace(source: str, target: str, port: str | None, proto: str | None, namespace: str, name: str, as_json: bool) -> None:
+    """Send one real packet and show its path and its reply's, hop by hop and rule by rule."""
+    from launcher import references
+    from launcher.display import trace as picture
+
+    client = options.client_of(name)
+    request = references.trace_request(client, source, target, namespace, port=port, proto=proto)
+    result = client.podwire("POST", "traces", request)
+    if as_json:
+        options.print_json(result)
+    else:
+        picture.show(request, result)
+
+
+def _of_node(what: str, node: str, name: str, **query: str) -> dict[str, object]:
+    return options.client_of(name).podwire("GET", f"nodes/{node}/{what}", None, **query)
+
+
+@click.command()
+@click.argument("node")
+@click.option("--format", "form", type=click.Choice(["iptables-save", "iptables-restore"]), default="iptables-save", show_default=True)
+@options.cluster_name
+def rules(node: str, form: str, name: str) -> None:
+    """Print a node's rule set, as Linux would."""
+    click.echo(_of_node("rules", node, name, format=form)["text"], nl=False)
+
+
+@click.command()
+@click.argument("node")
+@options.cluster_name
+def conntrack(node: str, name: str) -> None:
+    """Print a node's connections, as conntrack -L would."""
+    click.echo(_of_node("conntrack", node, name)["text"], nl=False)
+
+
+@click.command()
+@click.argument("node")
+@options.cluster_name
+@options.as_json
+def routes(node: str, name: str, as_json: bool) -> None:
+    """Print a node's routes, devices and forwarding entries."""
+    from launcher.display import tables
+
+    answer = _of_node("routes", node, name)
+    if as_json:
+        options.print_json(answer)
+    else:
+        tables.routes(answer)
+
+
+@click.group()
+def fault() -> None:
+    """Break a node or the controller, and mend it."""
+
+
+def _state(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    return STATES.get(value, value)
+
+
+@fault.command("node")
+@click.argument("node")
+@click.argument("state", type=click.Choice([*STATES, *STATES.values()]), metavar="kill|pause|resume|start", callback=_state)
+@options.cluster_name
+@options.as_json
+def fault_node(node: str, state: str, name: str, as_json: bool) -> None:
+    """Kill (SIGKILL), pause (SIGSTOP), resume or start (as its next incarnation) a node's process."""
+    answer = options.client_of(name).podwire("POST", f"nodes/{node}/fault", {"state": state})
+    if as_json:
+        options.print_json(answer)
+    else:
+        click.echo(f"{node} {state}")
+
+
+@fault.command("controller")
+@click.argument("state", type=click.Choice(["kill", "start", "killed", "started"]), metavar="kill|start", callback=_state)
+@options.cluster_name
+def fault_controller(state: str, name: str) -> None:
+    """Kill or start the controller; nodes go on forwarding without it."""
+    from launcher import control, rundir
+
+    control.ask(rundir.find(name), {"controller": state})
+    click.echo(f"controller {state}")
+
+
+@click.command()
+@options.cluster_name
+def kubeconfig(name: str) -> None:
+    """Print a kubeconfig: podwire kubeconfig > FILE; KUBECONFIG=FILE kubectl get pods."""
+    import yaml
+
+    client = options.client_of(name)
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": name, "preferences": {},
+        "clusters": [{"name": name, "cluster": {"server": client.url}}],
+        "users": [{"name": name, "user": {}}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": "default"}}],
+    }  # fmt: skip
+    click.echo(yaml.safe_dump(config, sort_keys=False), nl=False)
