@@ -1,4 +1,4 @@
-"""`bench first`: from typing `podwire up` for three nodes with the shop to the first answered request to one of its Services.
+"""From typing `podwire up` for three nodes with the shop to the first answered request to one of its Services.
 
 The request is another command, `podwire exec`, so two starts of the command line are in the time. `ratio` is of the whole to
 `podwire --help`: the floor of one command that does nothing.

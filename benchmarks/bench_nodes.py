@@ -1,11 +1,12 @@
-"""`bench nodes`: so many node processes Ready with a pod answering on each; what a node takes of memory, and an idle cluster of CPU.
+"""So many node processes Ready with a pod answering on each; what a node takes of memory, and an idle cluster of CPU.
 
-The cluster has 10 Services, over all pods in turn. Every pod is asked over HTTP from the first one; time runs from typing
+The cluster has 10 Services that share out the pods. Every pod is asked over HTTP from the first one; time runs from typing
 `podwire up` to the last answer. `ratio` is of that time to forking as many processes of the zygote's kind that do nothing.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from benchmarks.cluster import Cluster
 from benchmarks.harness import Result, environment, report, tell
 
 SERVICES = 10
+BATCH = 100  # pods asked by one command: an exec's command line stands in its URL
 IMAGE = "registry.k8s.io/e2e-test-images/agnhost:2.53"
 
 
@@ -32,8 +34,7 @@ def run(nodes: int = 200, idle_seconds: float = 10.0) -> Result:
         hosts = {pod["spec"]["nodeName"] for pod in pods}
         assert len(hosts) == nodes, f"pods run on {len(hosts)} of {nodes} nodes"
         asking = time.monotonic()
-        urls = [f"http://{pod['status']['podIP']}:8080/hostname" for pod in pods]
-        answers = cluster.podwire("exec", pods[0]["metadata"]["name"], "--", "curl", "-s", "--fail", *urls)
+        answers = "".join(_ask(cluster, pods[0], pods[at : at + BATCH]) for at in range(0, nodes, BATCH))
         answered = time.monotonic()
         missing = [pod["metadata"]["name"] for pod in pods if pod["metadata"]["name"] not in answers]
         assert not missing, f"no answer from {missing[:3]}"
@@ -66,31 +67,30 @@ def run(nodes: int = 200, idle_seconds: float = 10.0) -> Result:
     }
 
 
+def _ask(cluster: Cluster, first: dict[str, Any], pods: list[dict[str, Any]]) -> str:
+    """Let the first pod ask these for their names."""
+    urls = [f"http://{pod['status']['podIP']}:8080/hostname" for pod in pods]
+    return cluster.podwire("exec", first["metadata"]["name"], "--", "curl", "-s", "--fail", *urls)
+
+
 def manifests(nodes: int) -> str:
-    """Ten Deployments behind ten Services, with as many pods as there are nodes in all."""
-    documents = []
-    for index in range(SERVICES):
-        replicas = nodes // SERVICES + (index < nodes % SERVICES)
-        name = f"echo-{index}"
-        documents.append(f"""\
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}}}
-spec:
-  replicas: {replicas}
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      containers:
-      - {{name: echo, image: "{IMAGE}", args: [netexec, --http-port=8080], ports: [{{containerPort: 8080}}]}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}}}
-spec: {{selector: {{app: {name}}}, ports: [{{port: 80, targetPort: 8080}}]}}
-""")
-    return "---\n".join(documents)
+    """A pod bound to each node, as a DaemonSet's are, and ten Services that share them out."""
+    container = {"name": "echo", "image": IMAGE, "args": ["netexec", "--http-port=8080"], "ports": [{"containerPort": 8080}]}
+    pods = [
+        {
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"echo-{index}", "labels": {"app": f"echo-{index % SERVICES}"}},
+            "spec": {"nodeName": f"node-{index}", "containers": [container]},
+        }
+        for index in range(1, nodes + 1)
+    ]  # fmt: skip
+    services = [
+        {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"echo-{index}"},
+            "spec": {"selector": {"app": f"echo-{index}"}, "ports": [{"port": 80, "targetPort": 8080}]},
+        }
+        for index in range(SERVICES)
+    ]  # fmt: skip
+    return "\n---\n".join(json.dumps(item) for item in (*services, *pods))
 
 
 def _forks(count: int) -> float:

@@ -1,4 +1,4 @@
-"""`bench rtt`: 64 bytes there and back between pods on two nodes, as a multiple of bare pyzmq's ping-pong in the same minutes.
+"""64 bytes there and back between pods on two nodes, as a multiple of bare pyzmq's ping-pong in the same minutes.
 
 Rows: {TCP, UDP} x {blocking program, event handler} x {a CPU each, one CPU}; a Service's ClusterIP as a multiple of the
 pod's own address; the carrier alone. `ratio` is of the medians; the headline is TCP, blocking, a CPU each.
