@@ -86,14 +86,16 @@ def bring_up(
     """Wait for API, nodes, objects; a client, and what became of the objects."""
     progress.say("starting controller and zygote")
     client = starting.client(deadline)
+    if wait:
+        wait_nodes(starting, client, progress, deadline)  # before the objects, so that pods spread over all of them
     results = manifests.apply(client, found) if found else []
     if wait:
-        wait_ready(starting, client, progress, deadline)
+        wait_workloads(starting, client, progress, deadline)
     return client, results
 
 
-def wait_ready(starting: startup.Starting, client: Client, progress: Progress, deadline: float) -> None:
-    """Until all nodes are Ready and all workloads are as wanted."""
+def wait_nodes(starting: startup.Starting, client: Client, progress: Progress, deadline: float) -> None:
+    """Until all nodes are Ready."""
     count = len(starting.spec.nodes)
 
     def nodes() -> bool:
@@ -101,6 +103,11 @@ def wait_ready(starting: startup.Starting, client: Client, progress: Progress, d
         progress.say(f"{ready} of {count} nodes Ready")
         return ready >= count
 
+    starting.wait(nodes, deadline, f"for {count} nodes to be Ready")
+
+
+def wait_workloads(starting: startup.Starting, client: Client, progress: Progress, deadline: float) -> None:
+    """Until all workloads are as wanted."""
     lacking: list[str] = []
 
     def workloads() -> bool:
@@ -108,7 +115,6 @@ def wait_ready(starting: startup.Starting, client: Client, progress: Progress, d
         progress.say(lacking[0] if lacking else "all ready")
         return not lacking
 
-    starting.wait(nodes, deadline, f"for {count} nodes to be Ready")
     try:
         starting.wait(workloads, deadline, "for workloads")
     except PodwireError as error:

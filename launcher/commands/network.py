@@ -16,11 +16,12 @@ STATES = {"kill": "killed", "pause": "paused", "resume": "resumed", "start": "st
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("--port", help="Destination port; the Service's only one by default, else an ICMP echo is sent.")
+@click.option("--brief", is_flag=True, help="Leave out what decided nothing.")
 @click.option("--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="TCP by default where there is a port.")
 @options.namespace
 @options.cluster_name
 @options.as_json
-def trace(source: str, target: str, port: str | None, proto: str | None, namespace: str, name: str, as_json: bool) -> None:
+def trace(source: str, target: str, port: str | None, proto: str | None, namespace: str, name: str, as_json: bool, brief: bool) -> None:
     """Send one real packet and show its path and its reply's, hop by hop and rule by rule."""
     from launcher import references
     from launcher.display import trace as picture
@@ -31,7 +32,7 @@ def trace(source: str, target: str, port: str | None, proto: str | None, namespa
     if as_json:
         options.print_json(result)
     else:
-        picture.show(request, result)
+        picture.show(request, result, brief=brief)
 
 
 def _of_node(what: str, node: str, name: str, **query: str) -> dict[str, object]:

@@ -1,12 +1,14 @@
 """A trace on a terminal: where the packet was, hop by hop, and what each place did to it. Pure: JSON in, lines out.
 
 Hops of one namespace stand together under its name; a rule stands whole, in iptables syntax, wrapped under its chain; what
-changed the packet (NAT, encapsulation) stands out. The last lines are the outcome and the counts.
+changed the packet (NAT, encapsulation) stands out. The last lines are the outcome and the counts. The brief picture leaves out
+what decided nothing: rules that jumped to a chain where none matched, policies that accept, and the walk of the tunnel's outside.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -14,29 +16,45 @@ from typing import Any
 
 import click
 
-PLACE = 26  # columns of a hop's place: the longest is nat/KUBE-SVC- and 16 characters
+PLACE = 30  # columns of a hop's place: the longest is nat/KUBE-SVC- and 16 characters
+VXLAN_PORT = 8472
 OUTCOME_COLOURS = {"delivered": "green", "local": "green", "rejected": "yellow", "dropped": "red", "unrouted": "red"}
 
 Hop = dict[str, Any]
 
 
-def show(request: dict[str, Any], result: dict[str, Any]) -> None:
+def show(request: dict[str, Any], result: dict[str, Any], *, brief: bool = False, indent: str = "") -> None:
     """Print to stdout, as wide as the terminal but not wider than reads well."""
     width = max(80, min(120, shutil.get_terminal_size((100, 24)).columns))
-    for line in lines(request, result, width):
-        click.echo(line)
+    for line in lines(request, result, width - len(indent), brief=brief):
+        click.echo(indent + line if line else "")
 
 
-def lines(request: dict[str, Any], result: dict[str, Any], width: int) -> Iterator[str]:
+def lines(request: dict[str, Any], result: dict[str, Any], width: int, *, brief: bool = False) -> Iterator[str]:
     """The whole picture, at most `width` columns wide."""
     yield click.style(f"{request['from']} to {request['to']}", bold=True)
     for title in ("request", "reply"):
         hops = result.get(title) or []
         yield ""
         yield click.style(title.upper() + (f"  {flow(hops[0]['packet'])}" if hops else "  none"), bold=True)
-        yield from direction(hops, width)
+        yield from direction(decisive(hops) if brief else hops, width)
     yield ""
     yield from verdict(result, width)
+
+
+def decisive(hops: Sequence[Hop]) -> list[Hop]:
+    """The hops that decided something, their rules without comments and the name of their chain."""
+    kept = []
+    for hop, after in zip(hops, [*hops[1:], None], strict=True):
+        rule, note = hop.get("rule") or "", hop.get("note") or ""
+        outside = hop["packet"]["proto"] == "udp" and hop["packet"].get("dport") == VXLAN_PORT
+        jump = re.search(r" -j (KUBE-[A-Z0-9-]+)", rule)
+        fruitless = jump and not (after and after["where"].partition("/")[2] == jump[1])
+        if (outside and hop["where"] != "wire") or fruitless or note == "policy ACCEPT":
+            continue
+        shown = re.sub(r'^-A \S+ | ?-m comment --comment ("[^"]*"|\S+)', "", rule).strip()
+        kept.append({**hop, "rule": shown} if rule else hop)
+    return kept
 
 
 def flow(packet: dict[str, Any]) -> str:
