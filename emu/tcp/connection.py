@@ -15,7 +15,7 @@ from emu.tcp.input import RECEIVING, grant_writing, receive, set_window
 from emu.tcp.options import TIMESTAMP_WORD
 from emu.tcp.output import push, schedule_ack, select_window, send_ack
 from emu.tcp.scoreboard import Sent
-from emu.tcp.segment import ACK, PREDICTED, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, parse
+from emu.tcp.segment import ACK, PREDICTED, PSH, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, parse
 from emu.tcp.seq import HALF, MASK, older, widen
 from emu.tcp.tcb import Tcb, arm, set_mss, set_receive_limit, timestamp
 from emu.wire.addr import SockAddr
@@ -96,7 +96,7 @@ class Connection(Tcb):
                     push(self, now)
                 if size and self.last_ack_sent != self.rcv_nxt:
                     if not self.pingpong or size > self.rcv_mss:
-                        schedule_ack(self, now)
+                        schedule_ack(self, now, pushed=bool(word & PSH) or size < self.rcv_mss)
                     elif not self.ack_pending:
                         self.ack_pending = True
                         self.delack_at = at = now + self.config.delack
@@ -238,7 +238,7 @@ class Connection(Tcb):
         if self.copied >= self.drs_mark:
             self._adjust_window(now)
         room = self.rcv_adv - self.rcv_nxt
-        if room * 2 <= self.rcv_limit or (self.ack_pending and not self.pingpong):
+        if room * 2 <= self.rcv_limit or (self.ack_pending and self.ack_on_read and not self.pingpong):
             self._tell_of_room(room, now)
         return data
 
@@ -261,7 +261,7 @@ class Connection(Tcb):
             return
         free = self.rcv_limit - self.received.size
         update = free >= 2 * room and free >= min(self.rcv_limit >> 1, self.rcv_mss)
-        if update or (self.ack_pending and not self.pingpong and not self.received.size):
+        if update or (self.ack_pending and self.ack_on_read and not self.pingpong and not self.received.size):
             send_ack(self, now)
 
     def shutdown_write(self, now: float) -> None:

@@ -12,7 +12,7 @@ from emu.tcp import closing, handshake, recovery
 from emu.tcp.config import Event, TcpState
 from emu.tcp.output import backed_off, challenge_ack, push, reply_reset, schedule_ack, send_ack, send_reset, send_syn
 from emu.tcp.scoreboard import EVER_RETRANS
-from emu.tcp.segment import ACK, FIN, RST, SYN, Segment, parse
+from emu.tcp.segment import ACK, FIN, PSH, RST, SYN, Segment, parse
 from emu.tcp.seq import MASK, older, widen
 from emu.tcp.tcb import Tcb, arm, set_mss, timestamp, update_fast
 
@@ -225,7 +225,7 @@ def _take_data(t: Tcb, buf: bytes | bytearray, segment: Segment, seq: int, end: 
     if t.rcv_nxt != t.last_ack_sent and t.state in RECEIVING:
         push(t, now)
         if t.rcv_nxt != t.last_ack_sent:
-            schedule_ack(t, now)
+            schedule_ack(t, now, pushed=bool(segment.flags & PSH) or end - seq < t.rcv_mss)
 
 
 def _deliver(t: Tcb, data: bytes | bytearray, now: float) -> None:

@@ -68,12 +68,15 @@ def send_ack(t: Tcb, now: float) -> None:
     t.out.append((build(t, t.snd_nxt, ACK, b"", now, sack_option(t)), 0))
 
 
-def schedule_ack(t: Tcb, now: float) -> None:
-    """Data has come: acknowledge it now, or leave it to what will be written within 40 ms (`tcp_ack_snd_check`)."""
+def schedule_ack(t: Tcb, now: float, *, pushed: bool = False) -> None:
+    """Data has come: acknowledge it now, or leave it to what will be written within 40 ms (`tcp_ack_snd_check`).
+
+    `pushed` data looks like the end of what the peer wrote: once it is read, its ACK waits no longer (ICSK_ACK_PUSHED).
+    """
     if t.out_of_order or t.dsack or (t.quick and not t.pingpong) or t.rcv_nxt - t.last_ack_sent > t.rcv_mss:
         send_ack(t, now)
     elif not t.ack_pending:
-        t.ack_pending = True
+        t.ack_pending, t.ack_on_read = True, pushed
         t.delack_at = now + t.config.delack
         arm(t, t.delack_at)
 

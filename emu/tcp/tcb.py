@@ -33,7 +33,7 @@ class Tcb:
     """State shared by the whole machine; what the stack may read is documented at `Connection`."""
 
     __slots__ = (
-        "ack_pending",
+        "ack_on_read", "ack_pending",
         "advertised_mss",
         "backoff",
         "board",
@@ -175,7 +175,7 @@ class Tcb:
         self.ts_on, self.sack_on = config.timestamps, config.sack
         self.ts_recent = self.last_tsecr = 0
         self.ts_recent_at = -inf
-        self.ack_pending = self.pingpong = False
+        self.ack_pending = self.ack_on_read = self.pingpong = False
         self.quick = config.quickacks
         self.last_data_at = self.heard_at = -inf
 
@@ -221,7 +221,7 @@ def arm(t: Tcb, at: float) -> None:
 def set_mss(t: Tcb) -> None:
     """Derive segment and packet payloads from the path's MTU, the peer's MSS and the options on every segment."""
     stamp = TIMESTAMP_SIZE if t.ts_on else 0
-    t.mss = max(min(t.mtu - IPV4_TCP, t.peer_mss), MIN_MSS) - stamp
+    t.mss = max(min(min(t.mtu, MAX_PACKET) - IPV4_TCP, t.peer_mss), MIN_MSS) - stamp  # lo's MTU is one byte more than a packet can have
     if t.max_window and t.mss > t.max_window >> 1:  # Linux's tcp_bound_to_half_wnd: else a small window never fits a segment
         t.mss = min(t.mss, max(t.max_window >> 1 if t.max_window > DEFAULT_MSS else t.max_window, 68 - IPV4_TCP - stamp))
     t.burst = max((MAX_PACKET - IPV4_TCP - stamp) // t.mss, 1) * t.mss if t.config.gso else t.mss
