@@ -28,12 +28,11 @@ def craft(
 ) -> bytes:
     """A packet from the peer of `end`: `seq` from what it expects next, `ack` from what it will send next, `tsval` from the last seen."""
     opts = b""
-    if end.ts_on and tsval is not False:
+    if end.ts_on:
         stamp = (end.ts_recent + (tsval or 0)) & MASK
         opts = bytes((1, 1, 8, 10)) + stamp.to_bytes(4, "big") + bytes(4)
-    return emit(
-        route(end.remote, end.local), (end.rcv_nxt + seq) & MASK, (end.snd_nxt + ack) & MASK if flags & ACK else 0, flags, window, opts, payload
-    )
+    number = (end.snd_nxt + ack) & MASK if flags & ACK else 0
+    return emit(route(end.remote, end.local), (end.rcv_nxt + seq) & MASK, number, flags, window, opts, payload)
 
 
 def replies(end: Connection) -> list[Reply]:

@@ -86,7 +86,8 @@ TRANSITIONS = {
     },
     "syn": {  # in the window: doubted, never believed (RFC 5961, 4)
         "ESTABLISHED": ("ESTABLISHED", [ACK]), "CLOSE_WAIT": ("CLOSE_WAIT", [ACK]), "FIN_WAIT1": ("FIN_WAIT1", [ACK]),
-        "FIN_WAIT2": ("FIN_WAIT2", [ACK]), "CLOSING": ("CLOSING", [ACK]), "LAST_ACK": ("LAST_ACK", [ACK]), "TIME_WAIT": ("TIME_WAIT", [ACK]),
+        "FIN_WAIT2": ("FIN_WAIT2", [ACK]), "CLOSING": ("CLOSING", [ACK]), "LAST_ACK": ("LAST_ACK", [ACK]),
+        "TIME_WAIT": ("TIME_WAIT", [ACK]),
     },
 }  # fmt: skip
 ROWS = [(act, state, after, sent) for act, states in TRANSITIONS.items() for state, (after, sent) in states.items()]

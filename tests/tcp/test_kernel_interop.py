@@ -171,7 +171,6 @@ def test_ten_megabytes_each_way_are_byte_exact(role, offload):
         assert not run.ours.error
         if offload:
             assert min(run.tun.longest_sent, run.tun.longest_received) > 10_000, "offload was not used both ways"
-        assert not run.ours.retransmitted
 
 
 SWITCHES = {

@@ -28,7 +28,9 @@ def test_headers_read_back_with_dpkt(source, target, seq, ack, flags, window, pa
     assert (tcp.sum, tcp.urp, tcp.data) == (0, 0, payload)
 
 
-@given(WORD, WORD, st.integers(0, 63), st.integers(0, 65535), st.integers(1, 65535), st.integers(0, 14), st.booleans(), st.binary(max_size=50))
+@given(
+    WORD, WORD, st.integers(0, 63), st.integers(0, 65535), st.integers(1, 65535), st.integers(0, 14), st.booleans(), st.binary(max_size=50)
+)
 def test_parse_returns_what_emit_was_given(seq, ack, flags, window, mss, wscale, sack, payload):
     opts = options.emit_syn(mss, wscale=wscale, sack=sack, timestamp=(seq, ack))
     packet = emit(route(CLIENT, SERVER), seq, ack, flags, window, opts, payload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 from math import inf
 
 import pytest
@@ -54,7 +55,7 @@ def test_data_is_retransmitted_with_doubling_gaps_up_to_120_s_for_15_minutes():
     end.write(b"x", NOW)
     end.out.clear()
     times = run_down(end)
-    gaps = [round(after - before, 1) for before, after in zip(times, times[1:], strict=False)]
+    gaps = [round(after - before, 1) for before, after in pairwise(times)]
     assert gaps == [0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, *[120.0] * 5]
     assert times[0] == pytest.approx(0.2, abs=0.001)
     assert len(times) == 15
@@ -103,7 +104,7 @@ def test_a_shut_window_is_probed_with_doubling_gaps_for_as_long_as_it_is_answere
         assert (probe.seq, probe.size) == (-1, 0)
         times.append(now)
         end.on_packet(craft(end, ACK, window=0), 20, now)
-    gaps = [round(after - before, 1) for before, after in zip(times, times[1:], strict=False)]
+    gaps = [round(after - before, 1) for before, after in pairwise(times)]
     assert gaps == [0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, *[120.0] * 10]
     end.on_packet(craft(end, ACK, window=512), 20, now)
     assert [reply.size for reply in replies(end)] == [5]
