@@ -97,7 +97,7 @@ class BlockingSocket:
     def _attach(self, sock: StackSocket) -> None:
         self._sock: Any = sock
         self._read: Callable[[int], bytes | None] = self._not_connected
-        self._write: Callable[[Any], int] = self._not_connected
+        self._write: Callable[[Any], int] = self.broken_pipe
         if isinstance(sock, UdpSocket):
             self._read, self._write = self._read_datagram, sock.send_to
         elif isinstance(sock, TcpSocket) and sock.started:
@@ -149,7 +149,11 @@ class BlockingSocket:
             raise failure(self._sock.take_error())
 
     def _not_connected(self, _: Any) -> NoReturn:
-        raise failure(errno.ENOTCONN if not self._sock.closed else errno.EPIPE)
+        raise failure(errno.ENOTCONN)
+
+    def broken_pipe(self, _: Any) -> NoReturn:
+        """What sending into an unconnected or shut TCP socket comes to."""
+        raise failure(errno.EPIPE)
 
     # ---- the end ---------------------------------------------------------------------------------------------------------------
 

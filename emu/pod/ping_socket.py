@@ -12,8 +12,8 @@ from emu.wire.addr import format_ip
 if TYPE_CHECKING:
     from emu.pod.process import Process
 
-Reply = tuple[int, int, int, bytes, str]
-"""ICMP type, code, echo sequence number, payload (empty for an error), sender."""
+Reply = tuple[int, int, int, bytes, str, int]
+"""ICMP type, code, echo sequence number, payload (empty for an error), sender, TTL left of the answer."""
 
 
 class PingSocket:
@@ -48,8 +48,7 @@ class PingSocket:
                     raise ContainerKilled
                 got = self._sock.receive()
                 if got is not None:
-                    kind, code, seq, payload, src = got
-                    return kind, code, seq, payload, format_ip(src)
+                    return got.kind, got.code, got.seq, got.payload, format_ip(got.sender), got.ttl
                 waiter = Waiter()
                 self._sock.waiters.append(waiter)
                 try:

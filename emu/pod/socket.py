@@ -199,15 +199,12 @@ class Socket(BlockingSocket):
                 raise failure(errno.ENOTCONN)
             if how in (std.SHUT_WR, std.SHUT_RDWR):
                 sock.shutdown_write()
-                self._write = self._broken_pipe
+                self._write = self.broken_pipe
             if how in (std.SHUT_RD, std.SHUT_RDWR):
                 self._read = _end_of_stream
             sock.notify()
         finally:
             self._leave()
-
-    def _broken_pipe(self, _: Any) -> NoReturn:
-        raise failure(errno.EPIPE)
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: str | None) -> Any:
         """A file over the socket, buffered as `open` would; the socket stays open until it and its files are closed."""

@@ -26,13 +26,20 @@ class ThreadedKernel:
 
     def __init__(self, softnet: Softnet, speed: float = 1.0) -> None:
         self.softnet, self._speed = softnet, speed
+        self._skipped = 0.0
         self._start = monotonic()
         self._changed = threading.Condition(threading.Lock())
         self._handling = False
         self.threads: list[threading.Thread] = []
 
     def now(self) -> float:
-        return 1000.0 + (monotonic() - self._start) * self._speed
+        return 1000.0 + self._skipped + (monotonic() - self._start) * self._speed
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self._skipped += seconds
+        self.enter()
+        self.leave()
 
     def enter(self) -> float:
         self._changed.acquire()
