@@ -7,6 +7,8 @@ short segment whole. Both fall back to `input` and `output` at the first thing o
 
 from __future__ import annotations
 
+import os
+from errno import EPIPE
 from math import inf
 
 from emu.tcp import closing, handshake, recovery, timers
@@ -208,7 +210,7 @@ class Connection(Tcb):
         if self.state not in closing.CAN_SEND:
             if self.state is TcpState.SYN_SENT or self.state is TcpState.SYN_RECV:
                 return 0
-            raise BrokenPipeError
+            raise BrokenPipeError(EPIPE, os.strerror(EPIPE))
         size = min(size, self.sndbuf - self.unsent.size - (self.snd_nxt - self.snd_una))
         if size <= 0:
             self.writable = not len(data)

@@ -153,8 +153,9 @@ def test_a_half_closed_connection_still_receives():
     end = reach("FIN_WAIT2")
     do(end, "data")
     assert end.read(10, NOW) == b"data"
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(BrokenPipeError) as raised:
         end.write(b"x", NOW)
+    assert raised.value.errno == errno.EPIPE
 
 
 def test_the_other_half_still_sends_after_end_of_file():
