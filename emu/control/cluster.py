@@ -8,9 +8,11 @@ never changed. Must be subscribed before any controller.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from emu.control import pods
 from emu.control.events import Recorder
 from emu.model.objects import SERVICE_NAME_LABEL
 from emu.registry.registry import Registry
@@ -33,6 +35,7 @@ class Cluster:
         self._chance = random.Random(f"{seed} {self.store.revision} names")
         self._owned: dict[str, dict[tuple[str, str, str], None]] = {}  # owner uid -> (resource, namespace, name)
         self._on_node: dict[str, dict[Key, None]] = {}
+        self._placed: dict[str, Counter[str]] = {}  # owner uid -> its active pods a node
         self._unscheduled: dict[Key, None] = {}
         self._slices: dict[Key, dict[str, None]] = {}  # (namespace, service) -> slice names
         self._selecting: dict[tuple[str, str, str], dict[str, None]] = {}  # (namespace, label, value) -> service names
@@ -60,6 +63,10 @@ class Cluster:
 
     def pod_count(self, node: str) -> int:
         return len(self._on_node.get(node, ()))
+
+    def placed(self, owner: str) -> Counter[str]:
+        """How many active pods the owner with this uid has on each node."""
+        return self._placed.get(owner) or Counter()
 
     def unscheduled(self) -> list[Key]:
         return list(self._unscheduled)
@@ -105,13 +112,7 @@ class Cluster:
         for reference in meta.get("ownerReferences") or ():
             _put(self._owned, reference["uid"], (resource, namespace, name), present=present)
         if resource == "pods":
-            node = obj["spec"].get("nodeName")
-            if node:
-                _put(self._on_node, node, (namespace, name), present=present)
-            elif present and not meta.get("deletionTimestamp"):
-                self._unscheduled[namespace, name] = None
-            else:
-                self._unscheduled.pop((namespace, name), None)
+            self._index_pod(obj, (namespace, name), present=present)
         elif resource == "endpointslices":
             service = (meta.get("labels") or {}).get(SERVICE_NAME_LABEL)
             if service:
@@ -119,6 +120,23 @@ class Cluster:
         elif resource == "services" and obj["spec"].get("selector"):
             label, value = min(obj["spec"]["selector"].items())  # one requirement is enough to find candidates by
             _put(self._selecting, (namespace, label, value), name, present=present)
+
+    def _index_pod(self, pod: Object, key: Key, *, present: bool) -> None:
+        node, owner = pod["spec"].get("nodeName"), controller_of(pod)
+        if not node:
+            if present and not pod["metadata"].get("deletionTimestamp"):
+                self._unscheduled[key] = None
+            else:
+                self._unscheduled.pop(key, None)
+            return
+        _put(self._on_node, node, key, present=present)
+        if owner and pods.is_active(pod):
+            counts = self._placed.setdefault(owner, Counter())
+            counts[node] += 1 if present else -1
+            if not counts[node]:
+                del counts[node]
+            if not counts:
+                del self._placed[owner]
 
 
 def _put(table: dict[Any, dict[Any, None]], key: Any, value: Any, *, present: bool) -> None:

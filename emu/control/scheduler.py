@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 
 from emu.control import pods
 from emu.control.cluster import Cluster, Object, controller_of, key_of, split
@@ -18,6 +19,7 @@ from emu.model.selector import from_map
 from emu.store.store import Change
 
 SCHEDULER = "default-scheduler"
+_PLAIN_POD: Object = {"spec": {}}
 
 
 class Scheduler:
@@ -27,11 +29,16 @@ class Scheduler:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._plain: dict[str, bool] = {}  # node -> may any pod without a nodeSelector go there?
 
     def affected(self, change: Change) -> Iterable[str]:
         if change.resource == "pods" and change.type != "DELETED" and not change.object["spec"].get("nodeName"):
             yield key_of(change.object)
         elif change.resource == "nodes":
+            name = change.object["metadata"]["name"]
+            self._plain.pop(name, None)
+            if change.type != "DELETED":
+                self._plain[name] = not why_not(_PLAIN_POD, change.object)
             for namespace, name in self._cluster.unscheduled():
                 yield f"{namespace}/{name}"
 
@@ -40,22 +47,22 @@ class Scheduler:
         pod = self._cluster.get("pods", namespace, name)
         if pod is None or pod["spec"].get("nodeName") or not pods.is_active(pod) or pod["spec"].get("schedulerName") != SCHEDULER:
             return None
-        nodes = self._cluster.store.list("nodes")[0]
-        refusals = {node["metadata"]["name"]: why_not(pod, node) for node in nodes}
-        feasible = [name for name, why in refusals.items() if not why]
+        plain = self._plain if not pod["spec"].get("nodeSelector") else {}
+        refusals = {node: why_not(pod, self._node(node)) for node in self._plain if not plain.get(node)}
+        feasible = [node for node in self._plain if not refusals.get(node)]
         if not feasible:
-            self._unschedulable(pod, len(nodes), Counter(why for why in refusals.values() if why))
+            self._unschedulable(pod, len(refusals), Counter(refusals.values()))
             return None
         self._bind(pod, self._choose(pod, feasible))
         return None
 
+    def _node(self, name: str) -> Object:
+        found = self._cluster.get("nodes", "", name)
+        assert found is not None, f"{name} is gone, and the scheduler was not told"
+        return found
+
     def _choose(self, pod: Object, feasible: list[str]) -> str:
-        owner = controller_of(pod)
-        siblings = Counter(
-            other["spec"].get("nodeName", "")
-            for key in (self._cluster.dependents(owner) if owner else ())
-            if key[0] == "pods" and (other := self._cluster.get(*key)) is not None and pods.is_active(other)
-        )
+        siblings = self._cluster.placed(controller_of(pod))
         return min(feasible, key=lambda node: (siblings[node], self._cluster.pod_count(node), _natural(node)))
 
     def _bind(self, pod: Object, node: str) -> None:
@@ -111,6 +118,7 @@ def tolerates(toleration: Object, taint: Object) -> bool:
     return bool(key) and (toleration.get("value") or "") == (taint.get("value") or "")
 
 
+@cache
 def _natural(name: str) -> list[tuple[int, int | str]]:
     """node-2 before node-10."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
