@@ -25,7 +25,8 @@ def of(name: str, *, memory: bool = False) -> dict[str, Any]:
         url = client.url
     except PodwireError as error:
         problem = str(error)
-    rows = [{**life, **_of_api(nodes.get(life["name"]))} for life in seen["nodes"]]
+    pods = {report["name"]: report["pods"] for report in told.get("nodes", ())}
+    rows = [{**life, **_of_api(nodes.get(life["name"])), "pods": pods.get(life["name"])} for life in seen["nodes"]]
     processes = {"supervisor": {"pid": seen["pid"]}, "zygote": seen["zygote"], "controller": seen["controller"]}
     if memory:
         _add_memory([*rows, *processes.values()])

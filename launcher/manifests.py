@@ -73,18 +73,11 @@ def report(results: Sequence[JsonObject], *, quiet: bool = False) -> None:
     """What became of each object, as kubectl prints it; each warning once, on stderr."""
     warned: set[str] = set()
     for result in results:
-        name = (
-            f"{result['resource'].removesuffix('s') if '.' not in result['resource'] else _singular(result['resource'])}/{result['name']}"
-        )
+        group = result["resource"].partition(".")[2]
+        name = f"{result['kind'].lower()}{'.' if group else ''}{group}/{result['name']}"
         if not quiet:
             print(f"{name} {result['action']}")
         for warning in result["warnings"]:
             if warning not in warned:
                 warned.add(warning)
                 print(f"warning: {name}: {warning}", file=sys.stderr)
-
-
-def _singular(resource: str) -> str:
-    """`deployments.apps` to `deployment.apps`."""
-    plural, _, group = resource.partition(".")
-    return f"{plural.removesuffix('s')}.{group}"

@@ -78,7 +78,7 @@ class Agent:
             self._link.post({"t": "pods", "statuses": status})
         if now >= self._lease_at:
             self._lease_at = now + self._spec.timings.lease_period
-            self._link.post(self._follower.lease(self.kubelet.abandoned))
+            self._link.post({**self._follower.lease(self.kubelet.abandoned), "stand_ins": self.kubelet.stand_ins()})
         if now >= self._expire_at:
             self._expire_at = now + EXPIRY_PERIOD
             self._kernel.enter()

@@ -12,7 +12,7 @@ from launcher.commands import options
 @click.command()
 @click.option("--nodes", type=int, default=3, show_default=True)
 def demo(nodes: int) -> None:
-    """The shop on three nodes, start to finish: requests, a trace, scaling, a killed node."""
+    """The whole story on three nodes, start to finish."""
     from launcher import demo as story
 
     story.run(nodes)
@@ -61,7 +61,7 @@ def down(name: str, everything: bool) -> None:
 @options.as_json
 @click.option("--memory", is_flag=True, help="Also each process's private memory (USS).")
 def status(name: str, as_json: bool, memory: bool) -> None:
-    """What of the cluster is up, ready, standing in, or not emulated."""
+    """What is up, ready, standing in, or not emulated."""
     from launcher import health
     from launcher.display import tables
 
@@ -76,7 +76,7 @@ def status(name: str, as_json: bool, memory: bool) -> None:
 @click.argument("bench_name", metavar="NAME", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(bench_name: str | None, arguments: tuple[str, ...]) -> int:
-    """Run a benchmark of benchmarks/ by its name; without a name, list them."""
+    """Run a benchmark by its name; without one, list them."""
     from launcher import benches
 
     if bench_name is None or bench_name in ("-h", "--help"):

@@ -22,7 +22,7 @@ STATES = {"kill": "killed", "pause": "paused", "resume": "resumed", "start": "st
 @options.cluster_name
 @options.as_json
 def trace(source: str, target: str, port: str | None, proto: str | None, namespace: str, name: str, as_json: bool, brief: bool) -> None:
-    """Send one real packet and show its path and its reply's, hop by hop and rule by rule."""
+    """Follow one real packet and its reply, hop by hop and rule by rule."""
     from launcher import references
     from launcher.display import trace as picture
 
@@ -87,7 +87,9 @@ def _state(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @options.as_json
 def fault_node(node: str, state: str, name: str, as_json: bool) -> None:
     """Kill (SIGKILL), pause (SIGSTOP), resume or start (as its next incarnation) a node's process."""
-    answer = options.client_of(name).podwire("POST", f"nodes/{node}/fault", {"state": state})
+    from launcher import faults
+
+    answer = faults.node(name, node, state)
     if as_json:
         options.print_json(answer)
     else:
@@ -99,16 +101,19 @@ def fault_node(node: str, state: str, name: str, as_json: bool) -> None:
 @options.cluster_name
 def fault_controller(state: str, name: str) -> None:
     """Kill or start the controller; nodes go on forwarding without it."""
-    from launcher import control, rundir
+    from launcher import faults
 
-    control.ask(rundir.find(name), {"controller": state})
+    faults.controller(name, state)
     click.echo(f"controller {state}")
 
 
 @click.command()
 @options.cluster_name
 def kubeconfig(name: str) -> None:
-    """Print a kubeconfig: podwire kubeconfig > FILE; KUBECONFIG=FILE kubectl get pods."""
+    """Print a kubeconfig for kubectl.
+
+    podwire kubeconfig > FILE; KUBECONFIG=FILE kubectl get pods
+    """
     import yaml
 
     client = options.client_of(name)

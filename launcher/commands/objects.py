@@ -32,7 +32,7 @@ def apply(filenames: tuple[str, ...], namespace: str, name: str, as_json: bool) 
 @click.option("--ignore-not-found", is_flag=True, help="What is not there counts as deleted.")
 @options.cluster_name
 def delete(words: tuple[str, ...], filenames: tuple[str, ...], namespace: str, wait: bool, ignore_not_found: bool, name: str) -> None:
-    """Delete objects: by manifest, or TYPE NAME, or TYPE/NAME."""
+    """Delete objects, by manifest or by TYPE NAME."""
     from launcher import manifests, references
 
     if bool(words) == bool(filenames):
@@ -54,7 +54,7 @@ def delete(words: tuple[str, ...], filenames: tuple[str, ...], namespace: str, w
 @click.option("--no-headers", is_flag=True)
 @options.cluster_name
 def get(words: tuple[str, ...], namespace: str, all_namespaces: bool, selector: str, output: str, no_headers: bool, name: str) -> None:
-    """Show objects: pods, services, nodes, deployments, endpointslices, events ..."""
+    """Show objects: pods, services, nodes, deployments, events..."""
     from launcher import listing, references
 
     wanted = references.parse(words, namespace)
@@ -71,7 +71,7 @@ def get(words: tuple[str, ...], namespace: str, all_namespaces: bool, selector: 
 @options.namespace
 @options.cluster_name
 def scale(words: tuple[str, ...], replicas: int, namespace: str, name: str) -> None:
-    """Set the number of replicas of a Deployment or ReplicaSet."""
+    """Set the replicas of a Deployment or ReplicaSet."""
     from launcher import references
     from launcher.client import MERGE_PATCH, path_of
 

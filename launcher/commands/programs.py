@@ -19,7 +19,10 @@ POD_HELP = "POD is a pod's name, pod/NAME, or deployment/NAME, svc/NAME for one 
 @click.argument("pod")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM [ARGS...]")
 def exec_(pod: str, command: tuple[str, ...], container: str, stdin: bool, namespace: str, name: str) -> int:
-    """Run curl, ping, nc and friends inside a pod; ends with the program's exit status."""
+    """Run curl, ping, nc and friends inside a pod.
+
+    Ends with the program's exit status.
+    """
     from launcher import execution, references
 
     client = options.client_of(name)

@@ -7,12 +7,15 @@ from typing import Any
 
 import click
 
+GAP = "   "  # kubectl's
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]], gap: str = "   ") -> list[str]:
-    """Lines of left-aligned columns; no header line if all its cells are empty."""
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, drop_empty: bool = False) -> list[str]:
+    """Lines of left-aligned columns; no header line if all its cells are empty, with `drop_empty` no columns without a cell."""
     lines = [header, *rows] if any(header) else [*rows]
     widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(header))]
-    return [gap.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    used = [i for i in range(len(header)) if not drop_empty or any(row[i] for row in rows)]
+    return [GAP.join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines]
 
 
 def kubectl(definitions: Sequence[Any], rows: Sequence[Any], *, wide: bool, namespaces: bool, headers: bool = True) -> str:
@@ -58,16 +61,18 @@ def status(answer: dict[str, Any]) -> None:
     processes = answer["processes"]
     rows = [[name, _state(p), str(p.get("pid") or ""), str(p.get("deaths", "")), _memory(p)] for name, p in processes.items()]
     told = answer["controller"]
-    click.echo("\n".join(columns(["PROCESS", "STATE", "PID", "DEATHS", "USS"], rows)))
+    click.echo("\n".join(columns(["PROCESS", "STATE", "PID", "DEATHS", "USS"], rows, drop_empty=True)))
     click.echo()
     nodes = [
         [
             n["name"], _ready(n), n["state"], str(n.get("pid") or ""), str(n["incarnation"]), str(n["deaths"]), n.get("ip") or "",
-            n.get("pod_cidr") or "", _memory(n),
+            n.get("pod_cidr") or "", "" if n.get("pods") is None else str(n["pods"]), _memory(n),
         ]
         for n in answer["nodes"]
     ]  # fmt: skip
-    click.echo("\n".join(columns(["NODE", "READY", "PROCESS", "PID", "LIFE", "DEATHS", "IP", "POD-CIDR", "USS"], nodes)))
+    click.echo(
+        "\n".join(columns(["NODE", "READY", "PROCESS", "PID", "LIFE", "DEATHS", "IP", "POD-CIDR", "PODS", "USS"], nodes, drop_empty=True))
+    )
     for line in notes(told):
         click.echo(line)
 
@@ -75,19 +80,18 @@ def status(answer: dict[str, Any]) -> None:
 def notes(told: dict[str, Any]) -> list[str]:
     """What stands in for something, or is stored and not emulated."""
     lines = []
-    stand_ins = told.get("standIns") or told.get("stand_ins") or []
+    stand_ins = told.get("standIns") or []
     if stand_ins:
         lines.append("stand-ins for images we do not know: " + ", ".join(str(item) for item in stand_ins))
     for entry in told.get("notEmulated") or []:
-        lines.append("stored, not emulated: " + " ".join(_compact(value) for value in entry.values()))
-    abandoned = told.get("abandoned")
+        what = f"{entry['kind']}{' ' if entry['field'] else ''}{entry['field']}"
+        lines.append(
+            f"stored, not emulated: {what} ({entry['objects']} object{'s' if entry['objects'] != 1 else ''}, as {entry['example']})"
+        )
+    abandoned = sum(node["abandoned"] for node in told.get("nodes") or [])
     if abandoned:
         lines.append(f"threads that did not heed their end: {abandoned}")
     return ["", *lines] if lines else []
-
-
-def _compact(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _state(process: dict[str, Any]) -> str:
