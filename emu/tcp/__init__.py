@@ -8,8 +8,8 @@ call and calls `on_timer` at `deadline`. Behaviour and constants are Linux's; th
     input       a segment off the fast path                     handshake   SYN_SENT, SYN_RECV and how a connection opens
     output      ACKs, new data, retransmissions                 closing     FIN, TIME_WAIT, reset and failure
     recovery    what is lost, and how fast to mend it           timers      RTO, probes, delayed ACK, keep-alive, last rites
-    congestion rtt send_buffer scoreboard reassembly            one concept each, known to no other
-    segment options seq config                                  values
+    congestion rtt send_buffer receive_buffer scoreboard reassembly    one concept each, known to no other
+    segment options seq config info                                    values
 
 Sequence numbers are widened on arrival (`seq.widen`) and cut to 32 bits on the wire: inside, they only grow and compare as
 plain integers.
