@@ -118,17 +118,20 @@ class HttpSession:
         http = self._http
         if http.our_state != h11.SEND_RESPONSE:
             return  # the client has gone, or has been refused
-        body = b"" if response.status in (204, 304) else response.body
+        bodiless = response.status in (204, 304)
         headers = [*response.headers, ("Date", formatdate(self._now(), usegmt=True))]
-        if response.status not in (204, 304):
-            headers.append(("Content-Length", str(len(body))))
+        if not bodiless:
+            headers.append(("Content-Length", str(len(response.body))))
         if response.close:
             headers.append(("Connection", "close"))
-        head = h11.Response(status_code=response.status, headers=headers, reason=REASONS.get(response.status, "").encode())
-        out = [http.send(head)]
-        if body:
-            out.append(http.send(h11.Data(data=body)))
-        out.append(http.send(h11.EndOfMessage()))
+        try:
+            out = [http.send(h11.Response(status_code=response.status, headers=headers, reason=REASONS.get(response.status, "").encode()))]
+            if response.body and not bodiless and self._head is not None and self._head.method != b"HEAD":
+                out.append(http.send(h11.Data(data=response.body)))
+            out.append(http.send(h11.EndOfMessage()))
+        except h11.LocalProtocolError:
+            self._conn.abort()  # a status or a header that cannot be: net/http's handler panics, and the connection with it
+            return
         self._conn.send(b"".join(part for part in out if part))
         if http.states[h11.SERVER] == h11.MUST_CLOSE:
             self._conn.close()

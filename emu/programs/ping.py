@@ -161,7 +161,7 @@ class Pinger:
         return True
 
     def _on_reply(self, reply: Reply) -> None:
-        kind, code, seq, payload, sender = reply
+        kind, code, seq, payload, sender, ttl = reply
         out = self.ctx.stdout
         shown = sender if sender != self.ip or self.options.host == self.ip else f"{self.options.host} ({sender})"
         if kind != ECHO_REPLY:
@@ -181,7 +181,7 @@ class Pinger:
             self.times.append(milliseconds / 1000)
             timed = f" time={_digits(milliseconds)} ms"
         if not self.options.quiet:
-            out.write(f"{len(payload) + 8} bytes from {shown}: icmp_seq={seq} ttl=64{timed}{' (DUP!)' if again else ''}\n")
+            out.write(f"{len(payload) + 8} bytes from {shown}: icmp_seq={seq} ttl={ttl}{timed}{' (DUP!)' if again else ''}\n")
 
     def _finish(self) -> int:
         out, received = self.ctx.stdout, len(self.seen)

@@ -77,7 +77,7 @@ class ThreadedKernel:
             if deadline is not None and deadline <= now:
                 return False
             until = min(self.softnet.horizon, deadline if deadline is not None else now + 3600)
-            self._changed.wait(max(0.0, until - now) / self._speed)
+            self._changed.wait(min(3600.0, max(0.0, until - now) / self._speed))
 
     def spawn(self, name: str, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, name=name, daemon=True)
