@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import socket
 from typing import Any
 
 from emu.errors import PodwireError
 from launcher.rundir import RunDirectory
+
+EXIT_PATIENCE = 5.0  # seconds between the supervisor's last word and its end
 
 
 def ask(run: RunDirectory, request: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:
@@ -31,5 +35,10 @@ def ask(run: RunDirectory, request: dict[str, Any], *, timeout: float = 10.0) ->
 
 
 def stop(run: RunDirectory) -> None:
-    """End the cluster; returns when nothing of it is left."""
-    ask(run, {"stop": True})
+    """End the cluster; returns when nothing of it is left, the supervisor included."""
+    supervisor = os.pidfd_open(ask(run, {"status": True})["pid"])
+    try:
+        ask(run, {"stop": True})
+        select.select([supervisor], [], [], EXIT_PATIENCE)
+    finally:
+        os.close(supervisor)

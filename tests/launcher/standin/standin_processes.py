@@ -20,7 +20,9 @@ def live(life_fd: int) -> None:
 
 
 def node(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
-    Path(spec.run_dir, "n", f"{name}.{incarnation}.json").write_text(json.dumps({"pid": os.getpid(), "fds": sorted(os.listdir("/proc/self/fd"))}))
+    Path(spec.run_dir, "n", f"{name}.{incarnation}.json").write_text(
+        json.dumps({"pid": os.getpid(), "fds": sorted(os.listdir("/proc/self/fd"))})
+    )
     live(life_fd)
 
 
