@@ -28,6 +28,7 @@ from emu.registry.bootstrap import bootstrap
 from emu.registry.registry import Registry, RegistryConfig
 from emu.store.store import Store
 
+PUBLISH_PERIOD_A_NODE, LONGEST_PUBLISH_PERIOD = 1e-4, 0.05  # seconds: what a broadcast costs grows with those who hear it
 FAULT_PATIENCE = 15.0  # seconds for the supervisor: a node that is started again says hello first
 
 
@@ -49,7 +50,8 @@ class Process(ControlPlane):
         registry = Registry(self._store_file, config, timestamp)
         bootstrap(registry)
         bus = ControllerBus(f"ipc://{self._run_dir / 'bus.pub'}", f"ipc://{self._run_dir / 'bus.ctl'}", self._store_file.revision)
-        super().__init__(spec, registry, bus, time.monotonic, on_error=_log)
+        period = min(PUBLISH_PERIOD_A_NODE * len(spec.nodes), LONGEST_PUBLISH_PERIOD)
+        super().__init__(spec, registry, bus, time.monotonic, on_error=_log, publish_period=period)
         self._wake = asyncio.Event()
         self._stopping = False
 

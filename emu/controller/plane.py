@@ -33,9 +33,21 @@ BUDGET = 64  # reconciles in one turn: a few milliseconds, so that requests and 
 
 
 class ControlPlane:
-    """Wires store, controllers and bus. `now` is the clock of leases, queues and latencies (seconds, monotonic)."""
+    """Wires store, controllers and bus. `now` is the clock of leases, queues and latencies (seconds, monotonic).
 
-    def __init__(self, spec: ClusterSpec, registry: Registry, link: ControllerLink, now: Callable[[], float], *, on_error: Failure) -> None:
+    `publish_period` is the least time between two broadcasts, 0 for at once: each one wakes every node.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        registry: Registry,
+        link: ControllerLink,
+        now: Callable[[], float],
+        *,
+        on_error: Failure,
+        publish_period: float = 0.0,
+    ) -> None:
         self.spec, self.registry, self.link, self.url = spec, registry, link, ""
         self._now = now
         store = self.store = registry.store
@@ -59,6 +71,7 @@ class ControlPlane:
         self.collector.on_answer, self.collector.on_hop = self.calls.on_answer, self.traces.on_hop
         self.collector.on_new_life = self.calls.on_new_life
         self._beat = grace / 8
+        self._publish_period, self._published_at = publish_period, float("-inf")
 
     def _controllers(self) -> tuple[Any, ...]:
         cluster = self.cluster
@@ -80,10 +93,21 @@ class ControlPlane:
         now = self._now()
         self.lifecycle.heartbeat(now)
         self.runner.run(now, BUDGET)
-        for update in self.publisher.flush():
+        return max(0.0, min(self.runner.next_at() - now, self._beat, self._publish()))
+
+    def _publish(self) -> float:
+        """Broadcast what has changed, unless that was done just now; seconds until it is due, inf if there is nothing."""
+        now = self._now()
+        wait = self._published_at + self._publish_period - now
+        if not self.publisher.pending or wait > 0:
+            return wait if self.publisher.pending else float("inf")
+        updates = self.publisher.flush()
+        for update in updates:
             self.link.publish(update)
             self.audience.on_publish(update.stream, update.sequence, now)
-        return max(0.0, min(self.runner.next_at() - self._now(), self._beat))
+        if updates:
+            self._published_at = now
+        return float("inf")
 
     @property
     def idle(self) -> bool:

@@ -34,6 +34,7 @@ def status(
         "absent": [node.name for node in spec.nodes if node.name not in known],
         "nodes": nodes,
         "pods": _pods(cluster),
+        "abandoned": sum(report.abandoned for report in collector.reports.values()),
         "standIns": sorted({name for report in collector.reports.values() for name in report.stand_ins}),
         "published": dict(publisher.sequences),
         "latency": _percentiles(sorted(audience.latencies)),
