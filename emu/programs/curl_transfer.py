@@ -158,7 +158,7 @@ class Exchange:
         ask, http = self.ask, h11.Connection(h11.CLIENT)
         request = h11.Request(method=ask.method, target=ask.target, headers=ask.headers)
         for line in (f"{ask.method} {ask.target} HTTP/1.1", *(f"{name}: {value}" for name, value in ask.headers), ""):
-            self._verbose(f"> {line}")
+            self._verbose(f"> {line}\r")
         if ask.body:
             self._verbose(f"}} [{len(ask.body)} bytes data]")
         events = [request, *([h11.Data(data=ask.body)] if ask.body else []), h11.EndOfMessage()]
@@ -240,5 +240,5 @@ class Exchange:
             "",
         ]
         for line in lines:
-            self._verbose(f"< {line}")
+            self._verbose(f"< {line}\r")
         self._on_head("".join(line + "\r\n" for line in lines).encode("latin-1"))
