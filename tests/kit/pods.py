@@ -12,6 +12,7 @@ from emu.node.machine import Machine
 from emu.overlay.memory import MemoryNetwork
 from emu.pod.process import Process
 from emu.pod.program import Context, PodInfo, Program
+from emu.pod.runtime import PodRuntime
 from emu.stack.namespace import NetNamespace
 from emu.stack.sockets import Waiter
 from emu.stack.softnet import Softnet
@@ -93,6 +94,7 @@ class Node:
         self.machine = Machine(me, MemoryNetwork().carrier("node-1"), 1, pod_network=Network.parse("10.244.0.0/16"), checks=True)
         self.kernel = ThreadedKernel(self.machine.softnet, speed)
         self.processes: list[Process] = []
+        self.runtimes: list[PodRuntime] = []
 
     def pod(self, name: str) -> NetNamespace:
         self.kernel.enter()
@@ -122,6 +124,8 @@ class Node:
         return outcome[0]
 
     def close(self) -> None:
+        for runtime in self.runtimes:
+            runtime.stop(0)
         for process in self.processes:
             process.kill()
         for thread in self.kernel.threads:

@@ -73,9 +73,9 @@ def test_prints_of_a_container_s_thread_reach_its_log(capsys, monkeypatch):
     route_prints()
     written = []
     on_this_thread(lambda stream, data: written.append((stream, data)))
-    print("mine")
-    print("bad", file=sys.stderr)
+    print("mine")  # noqa: T201
+    print("bad", file=sys.stderr)  # noqa: T201
     on_this_thread(None)
-    print("the host's")
+    print("the host's")  # noqa: T201
     assert written == [("stdout", b"mine"), ("stdout", b"\n"), ("stderr", b"bad"), ("stderr", b"\n")]
     assert capsys.readouterr().out == "the host's\n"

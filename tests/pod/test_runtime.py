@@ -96,6 +96,7 @@ class Pod:
             host_ip="192.168.0.2",
             epoch=EPOCH,
         )
+        node.runtimes.append(self.runtime)
         self.runtime.start()
 
     def after(self, seconds):
@@ -356,9 +357,12 @@ BOTH = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memor
 @pytest.mark.parametrize(
     ("resources", "expected"),
     [
-        ([{}], "BestEffort"), ([{"requests": {"cpu": "1"}}], "Burstable"), ([BOTH], "Guaranteed"), ([{"limits": BOTH["limits"]}], "Guaranteed"),
+        ([{}], "BestEffort"),
+        ([{"requests": {"cpu": "1"}}], "Burstable"),
+        ([BOTH], "Guaranteed"),
+        ([{"limits": BOTH["limits"]}], "Guaranteed"),
         ([BOTH, {}], "Burstable"),
     ],
-)  # fmt: skip
+)
 def test_the_qos_class_follows_requests_and_limits(resources, expected):
     assert qos_class({"spec": {"containers": [{"name": "c", "resources": part} for part in resources]}}) == expected

@@ -223,7 +223,7 @@ def test_a_refused_connection_says_why(ours):
     ("argv", "code", "says"),
     [
         (("-sS", "-m", "0.05", "http://1.1.1.1/"), 28, r"curl: \(28\) Connection timed out after \d+ milliseconds\n"),
-        (("-sS", "--connect-timeout", "0.05", "http://1.1.1.1/"), 28, r"curl: \(28\) Failed to connect to 1\.1\.1\.1 port 80 after \d+ ms: Timeout was reached\n"),
+        (("-sS", "--connect-timeout", "0.05", "http://1.1.1.1/"), 28, r"curl: \(28\) Failed to connect to .* ms: Timeout was reached\n"),
         (("-sS", "https://HOST/"), 1, r'curl: \(1\) Protocol "https" not supported or disabled in libcurl\n'),
         (("-sS", "-o", "file", f"{U}/"), 23, r"curl: \(23\) Failure writing output to destination\n"),
     ],

@@ -42,7 +42,11 @@ ROWS = [
     (("-z", "IP", "80"), 0, ""),
     (("-z", "IP", "81"), 1, ""),
     (("-zv", "IP", "81"), 1, "nc: connect to IP port 81 (tcp) failed: Connection refused\n"),
-    (("-zvw1", "IP", "79-80"), 0, "nc: connect to IP port 79 (tcp) failed: Connection refused\nConnection to IP 80 port [tcp/http] succeeded!\n"),
+    (
+        ("-zvw1", "IP", "79-80"),
+        0,
+        "nc: connect to IP port 79 (tcp) failed: Connection refused\nConnection to IP 80 port [tcp/http] succeeded!\n",
+    ),
     (("-zvw", "0.05", "1.1.1.1", "80"), 1, "nc: connect to 1.1.1.1 port 80 (tcp) timed out: Operation now in progress\n"),
     (("-zvu", "IP", "53"), 0, "Connection to IP 53 port [udp/domain] succeeded!\n"),
     (("-zvu", "IP", "54"), 1, ""),
