@@ -1,4 +1,4 @@
-"""What a bus is, on either side. Decides nothing; `zeromq.py` and `memory.py` keep these promises, and share one contract suite.
+"""What a bus is, on either side. Decides nothing; `zeromq.py` with `broadcast.py`, and `memory.py`, keep these promises and share a suite.
 
 What comes in is already decoded: `Update` for the broadcast, a dict for all else; malformed messages are counted and dropped.
 Best effort, in order per direction and socket: an update may be lost (the mirror sees the gap), and nothing is promised between

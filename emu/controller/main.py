@@ -20,7 +20,7 @@ from typing import Any
 
 from emu.api.handler import Api
 from emu.api.http import app, serve
-from emu.bus.zeromq import ControllerBus
+from emu.bus.broadcast import ControllerBus
 from emu.controller.plane import ControlPlane
 from emu.errors import ApiError
 from emu.model.cluster import ClusterSpec

@@ -9,11 +9,12 @@ import time
 import pytest
 
 from emu.bus.audience import Audience
+from emu.bus.broadcast import ControllerBus
 from emu.bus.follower import Follower
 from emu.bus.memory import MemoryBus
 from emu.bus.messages import SERVICES, pack
 from emu.bus.publisher import Publisher
-from emu.bus.zeromq import ControllerBus, NodeBus
+from emu.bus.zeromq import NodeBus
 from emu.store.store import Change, Store
 
 
