@@ -142,6 +142,6 @@ class Calls:
 
     def _logs(self, number: int, params: Body) -> Body | None:
         if not params.get("follow"):
-            return {"text": self._kubelet.logs(params)}
+            return {"stdout": self._kubelet.logs(params)}
         self._running[number] = self._kubelet.follow(params, lambda body, last: self._answer(number, body, last=last))
         return None
