@@ -34,6 +34,8 @@ def run_dir(monkeypatch):
     monkeypatch.setenv("PODWIRE_RUN_DIR", path)
     monkeypatch.setenv("PYTHONPATH", str(STANDIN))
     yield Path(path)
+    for run in rundir.all_alive():  # of a test that failed half-way
+        control.stop(run)
     assert processes_of(path) == []
     shutil.rmtree(path)
 
