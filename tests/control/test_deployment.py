@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.kit.plane import Plane, deployment, service
 
 from emu.control.deployment import HASH_LABEL, template_hash
 from emu.control.pods import condition, is_ready
 from emu.errors import ApiError
+from tests.kit.plane import Plane, deployment, service
 
 
 @pytest.fixture

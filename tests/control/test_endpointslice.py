@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.kit.plane import Plane, service
 
 from emu.control import slices
 from emu.control.endpoints import desired
+from tests.kit.plane import Plane, service
 
 PORTS = (("http", "TCP", 8080, ""),)
 

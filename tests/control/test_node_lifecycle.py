@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.kit.plane import Plane, service
 
 from emu.control.nodes import UNREACHABLE, patience
 from emu.control.pods import condition, is_ready
+from tests.kit.plane import Plane, service
 
 
 @pytest.fixture

@@ -55,7 +55,6 @@ class Flaky:
         error = self.errors.pop(0)
         if error:
             raise error
-        return None
 
 
 def test_a_conflict_is_tried_again_quietly_and_a_fault_is_told_and_stops_nobody_else():

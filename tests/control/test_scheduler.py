@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from tests.kit.plane import Plane
 
 from emu.control.pods import condition
 from emu.control.scheduler import tolerates, why_not
+from tests.kit.plane import Plane
 
 
 def nodes_of(plane, **labels):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.kit.plane import Plane, service
 
 from emu.controller.collector import merged_status
 from emu.errors import ApiError
 from emu.observe.hops import pack
 from emu.trace import REPLY, Hop, PacketSummary
+from tests.kit.plane import Plane, service
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def test_a_status_report_keeps_what_is_the_control_plane_s_and_when_things_chang
     old = {
         "phase": "Pending", "qosClass": "BestEffort",
         "conditions": [
-            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "t1"}, {"type": "Ready", "status": "False", "lastTransitionTime": "t1"},
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "t1"},
+            {"type": "Ready", "status": "False", "lastTransitionTime": "t1"},
             {"type": "Gone", "status": "True"},
         ],
     }  # fmt: skip
@@ -259,7 +260,7 @@ def test_status_tells_when_everything_has_settled(plane):
     plane.settle()
     told = plane.plane.status()
     assert told["settled"] and told["idle"] and told["absent"] == [] and told["expected"] == 3
-    assert [(n["name"], n["ready"], n["pods"], n["behind"], n["ip"]) for n in told["nodes"]][0] == ("node-1", True, 1, 0, "192.168.0.2")
+    assert next((n["name"], n["ready"], n["pods"], n["behind"], n["ip"]) for n in told["nodes"]) == ("node-1", True, 1, 0, "192.168.0.2")
     assert told["pods"] == {"total": 3, "ready": 3, "phases": {"Running": 3}}
     assert told["nodes"][0]["applied"]["services"] == told["published"]["services"] and told["latency"]["samples"] > 0
 

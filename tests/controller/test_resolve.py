@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.kit.plane import Plane, service
 
 from emu.controller.resolve import Source, Target, source, target
 from emu.errors import ApiError
+from tests.kit.plane import Plane, service
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,8 @@ def store():
     plane = Plane()
     ports = [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}]
     plane.registry.create("services", service("web", clusterIP="10.96.0.10"), "default")
-    plane.registry.create("services", {**service("two", clusterIP="10.96.0.11"), "spec": {**service("two")["spec"], "clusterIP": "10.96.0.11", "ports": ports}}, "default")  # fmt: skip
+    two = service("two", clusterIP="10.96.0.11")
+    plane.registry.create("services", {**two, "spec": {**two["spec"], "ports": ports}}, "default")
     plane.registry.create("services", service("headless", clusterIP="None"), "default")
     for name, spec in (("p", {"nodeName": "node-2"}), ("pending", {"nodeSelector": {"a": "b"}})):
         container = {"name": "c", "image": "nginx", "ports": [{"name": "http", "containerPort": 8080}]}
