@@ -66,7 +66,10 @@ class NetExec(HttpServer):
         ctx.log(f"Started HTTP server on port {flags['http-port']}")
 
     def on_terminate(self, ctx: Context) -> None:
-        ctx.call_later(self._delay_shutdown, lambda: ctx.exit(0))
+        if self._delay_shutdown:
+            ctx.call_later(self._delay_shutdown, lambda: ctx.exit(0))
+        else:
+            ctx.exit(0)
 
     # ---- UDP -------------------------------------------------------------------------------------------------------------------
 
