@@ -111,7 +111,11 @@ class Service:
 
 def _service_port(port: Object) -> ServicePort:
     return ServicePort(
-        port.get("name") or "", port.get("protocol") or "TCP", port["port"], port.get("nodePort") or 0, port.get("targetPort") or port["port"]
+        port.get("name") or "",
+        port.get("protocol") or "TCP",
+        port["port"],
+        port.get("nodePort") or 0,
+        port.get("targetPort") or port["port"],
     )
 
 

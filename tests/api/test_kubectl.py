@@ -27,7 +27,12 @@ spec:
   selector: {matchLabels: {app: web}}
   template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, image: x}]}}
 """
-POD = '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"nodeName": "node-1", "containers": [{"name": "c", "image": "x"}]}}'
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec: {nodeName: node-1, containers: [{name: c, image: x}]}
+"""
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -22,9 +22,20 @@ def test_no_two_kinds_share_a_store_key_or_a_path() -> None:
 
 @pytest.mark.parametrize(
     ("word", "resource"),
-    [("po", "pods"), ("Service", "services"), ("deploy", "deployments"), ("deployments.apps", "deployments"), ("ev", "events"), ("netpol", "networkpolicies"),
-     ("endpointslice", "endpointslices"), ("ep", "endpoints"), ("sc", "storageclasses"), ("ingress", "ingresses"), ("csistoragecapacity", "csistoragecapacities")],
-)  # fmt: skip
+    [
+        ("po", "pods"),
+        ("Service", "services"),
+        ("deploy", "deployments"),
+        ("deployments.apps", "deployments"),
+        ("ev", "events"),
+        ("netpol", "networkpolicies"),
+        ("endpointslice", "endpointslices"),
+        ("ep", "endpoints"),
+        ("sc", "storageclasses"),
+        ("ingress", "ingresses"),
+        ("csistoragecapacity", "csistoragecapacities"),
+    ],
+)
 def test_people_may_use_any_of_a_kinds_names(word: str, resource: str) -> None:
     found = kind_named(word)
 

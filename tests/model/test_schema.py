@@ -73,16 +73,22 @@ def test_a_good_pod_has_no_faults() -> None:
 @pytest.mark.parametrize(
     ("spec", "wanted"),
     [
-        ({"ports": [{"port": 80, "nodeprt": 1}]}, ("unknown", "spec.ports[0].nodeprt", 'unknown field "spec.ports[0].nodeprt" (did you mean "nodePort"?)')),
+        (
+            {"ports": [{"port": 80, "nodeprt": 1}]},
+            ("unknown", "spec.ports[0].nodeprt", 'unknown field "spec.ports[0].nodeprt" (did you mean "nodePort"?)'),
+        ),
         ({"ports": [{"port": "80"}]}, ("type", "spec.ports[0].port", 'Invalid value: "80": must be an integer, not a string')),
         ({"ports": [{"name": "x"}]}, ("required", "spec.ports[0].port", "Required value")),
         ({"ports": [{"port": True}]}, ("type", "spec.ports[0].port", "Invalid value: true: must be an integer, not a boolean")),
         ({"ports": [{"port": 1 << 31}]}, ("type", "spec.ports[0].port", "Invalid value: 2147483648: does not fit int32")),
         ({"ports": {}}, ("type", "spec.ports", "Invalid value: {}: must be an array, not an object")),
         ({"selector": {"a": 1}}, ("type", "spec.selector[a]", "Invalid value: 1: must be a string, not an integer")),
-        ({"ports": [{"port": 1, "targetPort": 1.5}]}, ("type", "spec.ports[0].targetPort", "Invalid value: 1.5: must be a string or an integer, not a number")),
+        (
+            {"ports": [{"port": 1, "targetPort": 1.5}]},
+            ("type", "spec.ports[0].targetPort", "Invalid value: 1.5: must be a string or an integer, not a number"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_faults_name_path_and_cause(spec: dict[str, Any], wanted: tuple[str, str, str]) -> None:
     assert schema.faults({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec}) == [wanted]
 

@@ -44,31 +44,76 @@ def refused(act: Any, code: int = 422) -> str:
         ("pods", pod(containers=[]), 422, 'Pod "p" is invalid: spec.containers: Required value'),
         ("pods", pod(containers=[CONTAINER, CONTAINER]), 422, 'spec.containers[1].name: Duplicate value: "c"'),
         ("pods", pod(containers=[{"name": "c"}]), 422, "spec.containers[0].image: Required value"),
-        ("pods", pod(containers=[{**CONTAINER, "ports": [{"containerPort": 0}]}]), 422, "spec.containers[0].ports[0].containerPort: Invalid value: 0"),
-        ("pods", pod(containers=[{**CONTAINER, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]), 422, 'volumeMounts[0].name: Not found: "v"'),
+        (
+            "pods",
+            pod(containers=[{**CONTAINER, "ports": [{"containerPort": 0}]}]),
+            422,
+            "spec.containers[0].ports[0].containerPort: Invalid value: 0",
+        ),
+        (
+            "pods",
+            pod(containers=[{**CONTAINER, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]),
+            422,
+            'volumeMounts[0].name: Not found: "v"',
+        ),
         ("pods", pod(containers=[{**CONTAINER, "readinessProbe": {}}]), 422, "readinessProbe: Required value: must specify a handler type"),
-        ("pods", pod(restartPolicy="Sometimes"), 422, 'spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never"'),
+        (
+            "pods",
+            pod(restartPolicy="Sometimes"),
+            422,
+            'spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never"',
+        ),
         ("pods", pod("Bad_Name"), 422, 'metadata.name: Invalid value: "Bad_Name": a lowercase RFC 1123 subdomain must consist of'),
-        ("pods", {"metadata": {}, "spec": {"containers": [CONTAINER]}}, 422, "metadata.name: Required value: name or generateName is required"),
-        ("pods", pod(unknown=1), 400, 'Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field "spec.unknown"'),
-        ("pods", pod(containers="c"), 400, "spec.containers: Invalid value: \"c\": must be an array, not a string"),
+        (
+            "pods",
+            {"metadata": {}, "spec": {"containers": [CONTAINER]}},
+            422,
+            "metadata.name: Required value: name or generateName is required",
+        ),
+        (
+            "pods",
+            pod(unknown=1),
+            400,
+            'Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field "spec.unknown"',
+        ),
+        ("pods", pod(containers="c"), 400, 'spec.containers: Invalid value: "c": must be an array, not a string'),
         ("pods", {**pod(), "metadata": {"name": "p", "namespace": "none"}}, 404, 'namespaces "none" not found'),
-        ("pods", {**pod(), "metadata": {"name": "p", "labels": {"a b": "c"}}}, 422, "metadata.labels: Invalid value: \"a b\": name part must consist of"),
+        (
+            "pods",
+            {**pod(), "metadata": {"name": "p", "labels": {"a b": "c"}}},
+            422,
+            'metadata.labels: Invalid value: "a b": name part must consist of',
+        ),
         ("pods", {**pod(), "metadata": {"name": "p", "labels": {"a": "-"}}}, 422, "a valid label must be an empty string or"),
         ("pods", {**pod(), "apiVersion": "v2"}, 400, "does not match the expected v1, Kind=Pod"),
         ("deployments", deployment(selector={"matchLabels": {"a": "b"}}), 422, "`selector` does not match template `labels`"),
         ("deployments", deployment(selector={}), 422, "empty selector is invalid"),
         ("deployments", deployment(replicas=-1), 422, "spec.replicas: Invalid value: -1: must be greater than or equal to 0"),
         ("deployments", deployment(strategy={"type": "Recreate", "rollingUpdate": {}}) | {}, 0, ""),
-        ("deployments", deployment(strategy={"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}), 422, "may not be 0 when `maxSurge` is 0"),
+        (
+            "deployments",
+            deployment(strategy={"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}),
+            422,
+            "may not be 0 when `maxSurge` is 0",
+        ),
         ("replicasets", {"metadata": {"name": "r"}, "spec": {}}, 422, "spec.selector: Required value"),
-        ("statefulsets", deployment(serviceName="x", selector={"matchLabels": {"a": "b"}}), 422, "`selector` does not match template `labels`"),
+        (
+            "statefulsets",
+            deployment(serviceName="x", selector={"matchLabels": {"a": "b"}}),
+            422,
+            "`selector` does not match template `labels`",
+        ),
         ("configmaps", {"metadata": {"name": "c"}, "data": {"a/b": "x"}}, 422, "a valid config key must consist of"),
-        ("endpointslices", {"metadata": {"name": "e"}, "addressType": "IPv4", "endpoints": [{"addresses": ["x"]}]}, 422, "must be a valid IP address"),
+        (
+            "endpointslices",
+            {"metadata": {"name": "e"}, "addressType": "IPv4", "endpoints": [{"addresses": ["x"]}]},
+            422,
+            "must be a valid IP address",
+        ),
         ("tokenreviews", {"metadata": {"name": "t"}}, 405, "is a request, not an object"),
         ("gadgets", {}, 404, "could not find the requested resource"),
     ],
-)  # fmt: skip
+)
 def test_refusals(cluster: Registry, resource: str, obj: dict[str, Any], code: int, message: str) -> None:
     if not code:
         cluster.create(resource, obj)
@@ -160,13 +205,28 @@ def test_status_has_its_own_way_in(cluster: Registry) -> None:
 @pytest.mark.parametrize(
     ("resource", "obj", "change", "message"),
     [
-        ("pods", pod(), lambda o: o["spec"].update(hostname="h"), "pod updates may not change fields other than `spec.containers[*].image`"),
+        (
+            "pods",
+            pod(),
+            lambda o: o["spec"].update(hostname="h"),
+            "pod updates may not change fields other than `spec.containers[*].image`",
+        ),
         ("pods", pod(nodeName="a"), lambda o: o["spec"].update(nodeName="b"), "(changed: nodeName)"),
         ("deployments", deployment(), lambda o: o["spec"]["selector"].update(matchLabels={"app": "web", "x": "y"}), "field is immutable"),
-        ("configmaps", {"metadata": {"name": "c"}, "immutable": True, "data": {"a": "b"}}, lambda o: o.update(data={}), "field is immutable when `immutable` is set"),
-        ("endpointslices", {"metadata": {"name": "e"}, "addressType": "IPv4", "endpoints": []}, lambda o: o.update(addressType="IPv6"), "field is immutable"),
+        (
+            "configmaps",
+            {"metadata": {"name": "c"}, "immutable": True, "data": {"a": "b"}},
+            lambda o: o.update(data={}),
+            "field is immutable when `immutable` is set",
+        ),
+        (
+            "endpointslices",
+            {"metadata": {"name": "e"}, "addressType": "IPv4", "endpoints": []},
+            lambda o: o.update(addressType="IPv6"),
+            "field is immutable",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_may_not_change(cluster: Registry, resource: str, obj: dict[str, Any], change: Any, message: str) -> None:
     made = copy.deepcopy(cluster.create(resource, obj).object)
     if resource == "deployments":

@@ -37,14 +37,26 @@ def refused(act: Any) -> ApiError:
         ({"ports": [{"port": 65536}]}, "spec.ports[0].port", "must be between 1 and 65535, inclusive"),
         ({"ports": [{"port": 80, "targetPort": 70000}]}, "spec.ports[0].targetPort", "must be between 1 and 65535"),
         ({"ports": [{"port": 80, "targetPort": "way-too-long-a-name"}]}, "spec.ports[0].targetPort", "must be no more than 15 characters"),
-        ({"ports": [{"port": 80, "protocol": "ICMP"}]}, "spec.ports[0].protocol", 'Unsupported value: "ICMP": supported values: "SCTP", "TCP", "UDP"'),
+        (
+            {"ports": [{"port": 80, "protocol": "ICMP"}]},
+            "spec.ports[0].protocol",
+            'Unsupported value: "ICMP": supported values: "SCTP", "TCP", "UDP"',
+        ),
         ({"type": "Fancy"}, "spec.type", 'Unsupported value: "Fancy"'),
         ({"type": "NodePort", "clusterIP": "None"}, "spec.clusterIPs[0]", "may not be set to 'None' for LoadBalancer/NodePort services"),
         ({"ports": [{"port": 80, "nodePort": 30000}]}, "spec.ports[0].nodePort", "may not be used when `type` is 'ClusterIP'"),
         ({"type": "ExternalName"}, "spec.externalName", "Required value"),
-        ({"type": "ExternalName", "externalName": "a.b", "clusterIP": "10.96.9.9"}, "spec.clusterIPs", "may not be set for ExternalName services"),
+        (
+            {"type": "ExternalName", "externalName": "a.b", "clusterIP": "10.96.9.9"},
+            "spec.clusterIPs",
+            "may not be set for ExternalName services",
+        ),
         ({"sessionAffinityConfig": {"clientIP": {}}}, "spec.sessionAffinityConfig", "must not be set when session affinity is None"),
-        ({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}}, "timeoutSeconds", "less than 86400"),
+        (
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}},
+            "timeoutSeconds",
+            "less than 86400",
+        ),
         ({"externalTrafficPolicy": "Local"}, "spec.externalTrafficPolicy", "may only be set for externally-accessible services"),
         ({"healthCheckNodePort": 31000}, "spec.healthCheckNodePort", "may only be set when `type` is 'LoadBalancer'"),
         ({"type": "LoadBalancer", "ports": [{"port": 10250}]}, "spec.ports[0].port", "may not expose port 10250 externally"),
@@ -56,9 +68,13 @@ def refused(act: Any) -> ApiError:
         ({"type": "LoadBalancer", "loadBalancerSourceRanges": ["x"]}, "spec.loadBalancerSourceRanges[0]", "must be a valid CIDR value"),
         ({"clusterIP": "10.97.0.1"}, "spec.clusterIPs", "The range of valid IPs is 10.96.0.0/16"),
         ({"clusterIP": "10.96.0.1"}, "spec.clusterIPs", "failed to allocate IP 10.96.0.1: provided IP is already allocated"),
-        ({"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}, "spec.ports[0].nodePort", "The range of valid ports is 30000-32767"),
+        (
+            {"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]},
+            "spec.ports[0].nodePort",
+            "The range of valid ports is 30000-32767",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_service_is_refused_and_leaves_nothing(spec: dict[str, Any], field: str, message: str) -> None:
     cluster = registry()
     before = cluster.store.revision

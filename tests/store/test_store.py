@@ -47,9 +47,14 @@ def test_every_change_of_any_kind_takes_the_next_revision(store: Store) -> None:
         (lambda s: s.create("pods", pod("a")), 409, "AlreadyExists", 'pods "a" already exists'),
         (lambda s: s.update("deployments", pod("b")), 404, "NotFound", 'deployments.apps "b" not found'),
         (lambda s: s.delete("pods", "other", "a"), 404, "NotFound", 'pods "a" not found'),
-        (lambda s: s.update("pods", pod("a") | {"metadata": {"name": "a", "namespace": "default", "resourceVersion": "77"}}), 409, "Conflict", "modified"),
+        (
+            lambda s: s.update("pods", pod("a") | {"metadata": {"name": "a", "namespace": "default", "resourceVersion": "77"}}),
+            409,
+            "Conflict",
+            "modified",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals_are_worded_as_kubernetes_words_them(store: Store, act: Any, code: int, reason: str, message: str) -> None:
     store.create("pods", pod("a"))
 
