@@ -83,9 +83,10 @@ class Follower:
             step.send.append(_ask(mirror.stream))
         return step
 
-    def lease(self, abandoned: int = 0) -> Message:
-        """I am alive, and this is how far I have come."""
-        return {"t": "lease", "applied": {stream: mirror.sequence for stream, mirror in self.mirrors.items()}, "abandoned": abandoned}
+    def lease(self, abandoned: int = 0, **more: object) -> Message:
+        """I am alive, and this is how far I have come. `more`: what `status` may show, `stand_ins` (names) and `counters` (numbers)."""
+        applied = {stream: mirror.sequence for stream, mirror in self.mirrors.items()}
+        return {"t": "lease", "applied": applied, "abandoned": abandoned, **more}
 
 
 def _ask(stream: str) -> Message:

@@ -116,8 +116,3 @@ class Publisher:
         items = [[key, value] for key, value in self._values.get(stream, {}).items()]
         sequence = self.sequences.setdefault(stream, self.epoch)
         return {"t": "snapshot", "stream": stream, "sequence": sequence, "revision": self.revision, "items": items}
-
-    def forget(self, stream: str) -> None:
-        """Hold a stream no longer if nothing is in it (its node is gone for good); its numbers stay, lest they be used twice."""
-        if not self._values.get(stream):
-            self._values.pop(stream, None)

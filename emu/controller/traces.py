@@ -9,12 +9,13 @@ from typing import Any
 from emu.controller.calls import Calls
 from emu.controller.resolve import source, target
 from emu.errors import ApiError
-from emu.observe.assembly import Assembly
+from emu.observe.assembly import SILENT, Assembly
 from emu.store.store import Store
 from emu.trace import REPLY, Hop
 
 DEADLINE = 4.0  # seconds for the probe: a neighbour that is not there takes 3 to be known for it
 STRAGGLERS = 1.0  # seconds that hops may come after the probe's result
+QUIET = 0.5  # seconds without news after which a packet known to be dropped is believed to stay unanswered
 MAX_DEADLINE = 60.0
 
 
@@ -48,14 +49,16 @@ class Traces:
         news = asyncio.Event()
         self._open[number] = (assembly, news)
         probe = {"id": number, "netns": start.netns, "dst": goal.ip, "dport": goal.port, "proto": goal.proto, "deadline": deadline}
+        call = asyncio.ensure_future(self._calls.call(start.node, "trace", probe, deadline + STRAGGLERS))
         try:
-            answer = await self._calls.call(start.node, "trace", probe, deadline + STRAGGLERS)
-            assembly.result = str(answer.get("result", "silent"))
+            assembly.result = await _result(call, assembly, news)
             await _until_complete(assembly, news)
         finally:
             del self._open[number]
-            for node in assembly.seen_nodes():
-                self._calls.tell(node, "forget", {"id": number})
+            self._forget(number, assembly.seen_nodes())
+            if call.cancelled():  # the probe may go on sending until its own deadline
+                asyncio.get_running_loop().call_later(deadline, self._forget, number, assembly.seen_nodes())
+            call.cancel()
         asked = {
             "from": start.netns if start.netns != "node" else f"node/{start.node}",
             "to": goal.ip,
@@ -64,12 +67,33 @@ class Traces:
         }
         return {**asked, "result": assembly.result, **assembly.report()}
 
+    def _forget(self, number: int, nodes: set[str]) -> None:
+        """Have the probe's conntrack entries removed."""
+        for node in nodes:
+            self._calls.tell(node, "forget", {"id": number})
+
     def _node_addresses(self) -> dict[str, str]:
         return {
             address["address"]: node["metadata"]["name"]
             for node in self._store.list("nodes")[0]
             for address in (node.get("status") or {}).get("addresses") or ()
         }
+
+
+async def _result(call: asyncio.Future[dict[str, Any]], assembly: Assembly, news: asyncio.Event) -> str:
+    """What the probe says became of it; its silence is taken for granted once the packet is known to have been dropped."""
+    while True:
+        news.clear()
+        waiter = asyncio.ensure_future(news.wait())
+        either: set[asyncio.Future[Any]] = {call, waiter}
+        done, _ = await asyncio.wait(either, timeout=QUIET if assembly.hopeless else None, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        if call in done:
+            return str(call.result().get("result", SILENT))
+        if not done:
+            call.cancel()
+            await asyncio.wait({call})
+            return SILENT
 
 
 async def _until_complete(assembly: Assembly, news: asyncio.Event) -> None:

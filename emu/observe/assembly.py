@@ -82,6 +82,13 @@ class Assembly:
         answered = self.result != SILENT
         return request.ended and not reply.lost and (reply.ended or not answered or _refused_at_home(request, self.origin))
 
+    @property
+    def hopeless(self) -> bool:
+        """Has the packet ended where nobody answers, and has no answer been seen? An ICMP error would be on its way by now."""
+        request = self.request()
+        last = request.last
+        return last is not None and last.verdict in ("dropped", "unrouted") and not self.reply(request).hops
+
     def report(self) -> dict[str, Any]:
         """The trace as JSON, as far as it is known now."""
         request = self.request()

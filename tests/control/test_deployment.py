@@ -7,7 +7,7 @@ import pytest
 from emu.control.deployment import HASH_LABEL, template_hash
 from emu.control.pods import condition, is_ready
 from emu.errors import ApiError
-from tests.kit.plane import Plane, deployment, service
+from tests.kit.plane import BROKEN, Plane, deployment, service
 
 
 @pytest.fixture
@@ -89,18 +89,7 @@ def test_a_rolling_update_never_leaves_its_bounds(plane):
 def test_a_rollout_whose_pods_never_become_ready_stops_and_is_told_late(plane):
     plane.deploy(replicas=4, progressDeadlineSeconds=20)
     plane.settle()
-    for node in plane.nodes.values():
-        node.readies = False
-        for uid in list(node.reported):
-            node._ips.setdefault(uid, "")  # pods that are Ready stay as they are
-            node.reported[uid] = node.reported[uid]
-    running = {pod["metadata"]["uid"] for pod in plane.pods()}
-    for node in plane.nodes.values():  # only the new pods are not Ready
-        kubelet = node._kubelet
-        node._kubelet = lambda key, pod, kubelet=kubelet: kubelet(key, pod) if pod["metadata"]["uid"] not in running else (
-            kubelet(key, pod) if pod["metadata"].get("deletionTimestamp") else None
-        )  # fmt: skip
-    reimage(plane, "broken")
+    reimage(plane, BROKEN)
     plane.settle()
     status = plane.get("deployments", "web")["status"]
     assert status["availableReplicas"] == 3 and status["updatedReplicas"] == 2

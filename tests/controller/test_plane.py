@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -238,6 +239,22 @@ def test_a_hop_that_never_comes_is_lost_after_the_last_one_known(plane, monkeypa
     report = run(plane, plane.plane.trace({"from": "pod/a", "to": f"{far}:8080", "timeout": 0.5}))
     assert report["outcome"] == "dropped"
     assert report["request"][-1]["note"] == "lost after node-1 node wire to 192.168.0.3" and report["reply"] == []
+
+
+def test_a_packet_known_to_be_dropped_is_not_waited_for(plane, monkeypatch):
+    monkeypatch.setattr("emu.controller.traces.QUIET", 0.02)
+    far = two_pods(plane)
+
+    def probe(call):
+        if call["method"] == "trace":
+            hop = dataclasses.replace(hops_of(call["params"]["id"], far)["node-1"][1], where="FORWARD", note=None, verdict="dropped")
+            plane.nodes["node-1"].link.post({"t": "hops", "hops": [pack(hop)]})
+
+    plane.nodes["node-1"].on_call = probe
+    report = run(plane, plane.plane.trace({"from": "pod/a", "to": f"{far}:8080"}))
+    assert (report["outcome"], report["result"], report["request"][-1]["where"]) == ("dropped", "silent", "FORWARD")
+    plane.settle()
+    assert [call.get("method", call["t"]) for call in plane.nodes["node-1"].calls] == ["trace", "cancel", "forget"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from emu.registry.registry import Registry, RegistryConfig
 from emu.store.store import Store
 
 EPOCH = 1_700_000_000
+BROKEN = "broken"  # an image that never becomes Ready
 
 
 class FakeNode:
@@ -69,7 +70,8 @@ class FakeNode:
         if meta["uid"] not in self._ips:
             base = self.spec.pod_cidr.rpartition(".")[0]
             self._ips[meta["uid"]], self._next = f"{base}.{self._next}", self._next + 1
-        ip, ready = self._ips[meta["uid"]], "True" if self.readies else "False"
+        ip, broken = self._ips[meta["uid"]], pod["spec"]["containers"][0]["image"] == BROKEN
+        ready = "True" if self.readies and not broken else "False"
         status = {
             "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": self.spec.ip,
             "conditions": [{"type": "Ready", "status": ready}],
