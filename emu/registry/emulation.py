@@ -17,10 +17,10 @@ _CONTAINER = (
     "envFrom", "restartPolicy",
 )  # fmt: skip
 _POD_SPEC = (
-    "volumes", "affinity", "topologySpreadConstraints", "dnsConfig", "hostAliases", "hostNetwork", "hostPID", "hostIPC", "readinessGates",
-    "runtimeClassName", "overhead", "shareProcessNamespace", "ephemeralContainers", "resourceClaims", "schedulingGates", "initContainers",
+    "volumes", "affinity", "topologySpreadConstraints", "dnsConfig", "hostPID", "hostIPC", "runtimeClassName", "overhead",
+    "shareProcessNamespace", "ephemeralContainers", "resourceClaims", "schedulingGates",
     *(f"containers[*].{field}" for field in _CONTAINER),
-    "containers[*].ports[*].hostPort",
+    "containers[*].env[*].valueFrom", "containers[*].ports[*].hostPort",
 )  # fmt: skip
 _TEMPLATE = tuple(f"spec.template.spec.{field}" for field in _POD_SPEC)
 
