@@ -6,7 +6,6 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 STAMP  := $(VENV)/.stamp
-# Tests ask the machine's own tools; they go to the system, not to the venv.
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -23,7 +22,8 @@ help:
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "podwire needs Python 3.11 or later (with venv); set PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@echo "setting up $(VENV), once: half a minute or two"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test,dev]'
 	@touch $@
 
 setup: $(STAMP)
