@@ -158,7 +158,7 @@ async def _client_input(ws: WebSocket, stream: NodeStream) -> None:
             meant = channels.parse(await ws.receive_bytes())
             if meant is not None:
                 await stream.send(meant)
-    except (WebSocketDisconnect, RuntimeError):
+    except (WebSocketDisconnect, RuntimeError, ApiError):  # the last: the node is gone, which the reader of its answers tells
         await stream.close()
 
 

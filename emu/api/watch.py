@@ -46,6 +46,8 @@ class WatchStream:
                 lines.append(self._bookmark({INITIAL_EVENTS_END: "true"}))
             return b"".join(lines)
         try:
+            if self.since > self.store.revision:  # from another life of this cluster: it would miss what comes until then
+                raise ApiError(504, "Timeout", f"Too large resource version: {self.since}, current: {self.store.revision}")
             missed = self.store.changes(self.since)
         except ApiError as error:
             self.over = True

@@ -72,6 +72,12 @@ def test_a_revision_that_left_the_history_is_an_error_event() -> None:
     assert [(event["type"], event["object"]["code"], event["object"]["reason"]) for event in first] == [("ERROR", 410, "Expired")]
 
 
+def test_a_revision_that_is_not_there_yet_is_an_error_event() -> None:
+    first, _ = open_watch(registry(), "resourceVersion=999")
+
+    assert [(event["type"], event["object"]["code"]) for event in first] == [("ERROR", 504)]
+
+
 def test_streaming_lists_end_with_a_marked_bookmark() -> None:
     cluster = registry()
     cluster.create("configmaps", config("a"))
