@@ -18,7 +18,16 @@ from launcher import manifests, startup
 from launcher.client import Client
 from launcher.display.progress import Progress
 
-FLAGS = {"nodes": "nodes", "cni": "cni", "proxy": "proxy", "profile": "profile", "seed": "seed", "api_port": "apiPort", "name": "name"}
+FLAGS = {
+    "debug_assertions": "debugAssertions",
+    "nodes": "nodes",
+    "cni": "cni",
+    "proxy": "proxy",
+    "profile": "profile",
+    "seed": "seed",
+    "api_port": "apiPort",
+    "name": "name",
+}
 
 
 def spec(flags: Mapping[str, Any], config: str | None, paths: Sequence[str], filenames: Sequence[str]) -> ClusterSpec:

@@ -200,11 +200,12 @@ def lose_a_node(stage: Stage, shopper: Pod) -> None:
     stage.client.podwire("POST", f"nodes/{victim}/fault", {"state": "killed"})
     killed = time.monotonic()
     traffic, noticed = Traffic(), None
-    while time.monotonic() - killed < SETTLE and (noticed is None or traffic.in_a_row < CALM):
-        if noticed is None and not startup.condition(stage.client.get(startup.resource("nodes"), "", victim), "Ready"):
-            noticed = time.monotonic() - killed
-            traffic.in_a_row = 0  # from here on all must be answered
-        traffic.note(stage.curl(shopper, f"http://{VIP}/hostname", "--max-time", "0.4"))
+    with Progress("requests go on"):
+        while time.monotonic() - killed < SETTLE and (noticed is None or traffic.in_a_row < CALM):
+            if noticed is None and not startup.condition(stage.client.get(startup.resource("nodes"), "", victim), "Ready"):
+                noticed = time.monotonic() - killed
+                traffic.in_a_row = 0  # from here on all must be answered
+            traffic.note(stage.curl(shopper, f"http://{VIP}/hostname", "--max-time", "0.4"))
     total = traffic.by.total() + traffic.unanswered
     stage.say(f"{traffic.by.total()} of {total} requests were answered, by {len(traffic.by)} pods; {traffic.unanswered} timed out")
     grace = stage.starting.spec.timings.node_grace

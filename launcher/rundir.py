@@ -12,11 +12,14 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from emu.errors import ConfigError, PodwireError
+from emu.model.cluster import CLUSTER_NAME
 
+LOOKERS = 0.2  # seconds that others may hold the lock without meaning to keep it
 MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path without its NUL
 
 
@@ -54,6 +57,7 @@ class RunDirectory:
 
     def claim(self) -> int:
         """Make the directory, or clear a dead cluster's, and lock it. PodwireError if a cluster of that name is alive."""
+        deadline = time.monotonic() + LOOKERS
         while True:
             owner_only(self.path.parent)
             try:
@@ -62,6 +66,9 @@ class RunDirectory:
                 fd = self.lock()
             except FileNotFoundError:
                 continue  # its last owner has just removed it, or the last cluster the parent
+            if fd is None and time.monotonic() < deadline:
+                time.sleep(0.02)  # perhaps a command that looks whether it is alive, or clears it
+                continue
             if fd is None:
                 raise PodwireError(f"a cluster named {self.name!r} is up already (podwire down --name {self.name} ends it)")
             empty(self.path)
@@ -102,6 +109,9 @@ def parent() -> Path:
 
 
 def of(name: str) -> RunDirectory:
+    """The directory of a name. ConfigError for what is none: it is cleared without asking, so it must not lead elsewhere."""
+    if not CLUSTER_NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name of a cluster: lower case letters, digits and -, at most 32", where="--name")
     return RunDirectory(parent() / name)
 
 
@@ -109,7 +119,8 @@ def all_alive() -> list[RunDirectory]:
     """The clusters that are up, by name; what dead ones left is cleared."""
     top = parent()
     names = sorted(os.listdir(top)) if top.is_dir() else []
-    return [run for run in map(of, names) if run.path.is_dir() and run.alive()]
+    runs = [of(name) for name in names if CLUSTER_NAME.fullmatch(name)]
+    return [run for run in runs if run.path.is_dir() and run.alive()]
 
 
 def find(name: str) -> RunDirectory:

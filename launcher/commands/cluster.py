@@ -27,6 +27,7 @@ def demo(nodes: int) -> None:
 @click.option("--config", "config", metavar="FILE", help="A cluster file; flags override it.")
 @click.option("--seed", type=int, help="Every random choice follows from it.")
 @click.option("--api-port", type=int, help="Port of the Kubernetes API on 127.0.0.1.  [default: any]")
+@click.option("--debug-assertions", is_flag=True, default=None, envvar="PODWIRE_DEBUG_ASSERTIONS", help="Check every delivery.")
 @click.option("--path", "paths", multiple=True, metavar="DIR", help="Where programs of yours are; the manifests' directories by default.")
 @click.option("--name", help="Name of the cluster.  [default: podwire]", envvar="PODWIRE_NAME")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Return only when nodes and workloads are ready.")
@@ -50,9 +51,11 @@ def up(
 def down(name: str, everything: bool) -> None:
     """End a cluster; nothing of it is left."""
     from launcher import control, rundir
+    from launcher.display.progress import Progress
 
     for run in rundir.all_alive() if everything else [rundir.find(name)]:
-        control.stop(run)
+        with Progress(f"ending {run.name}"):
+            control.stop(run)
         click.echo(f"{run.name} is down")
 
 

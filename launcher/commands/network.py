@@ -25,10 +25,12 @@ def trace(source: str, target: str, port: str | None, proto: str | None, namespa
     """Follow one real packet and its reply, hop by hop and rule by rule."""
     from launcher import references
     from launcher.display import trace as picture
+    from launcher.display.progress import Progress
 
     client = options.client_of(name)
     request = references.trace_request(client, source, target, namespace, port=port, proto=proto)
-    result = client.podwire("POST", "traces", request)
+    with Progress(f"waiting for what becomes of a packet from {source} to {target}"):
+        result = client.podwire("POST", "traces", request)
     if as_json:
         options.print_json(result)
     else:

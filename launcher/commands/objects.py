@@ -34,6 +34,7 @@ def apply(filenames: tuple[str, ...], namespace: str, name: str, as_json: bool) 
 def delete(words: tuple[str, ...], filenames: tuple[str, ...], namespace: str, wait: bool, ignore_not_found: bool, name: str) -> None:
     """Delete objects, by manifest or by TYPE NAME."""
     from launcher import manifests, references
+    from launcher.display.progress import Progress
 
     if bool(words) == bool(filenames):
         raise click.UsageError("say what to delete: TYPE NAME or -f FILE")
@@ -41,8 +42,9 @@ def delete(words: tuple[str, ...], filenames: tuple[str, ...], namespace: str, w
     found = references.parse(words, namespace) if words else [references.of_object(m.object, namespace) for m in manifests.read(filenames)]
     if any(not reference.name for reference in found):
         raise click.UsageError("say which one to delete: TYPE NAME")
-    for line in references.delete(client, found[::-1] if filenames else found, wait=wait, ignore_not_found=ignore_not_found):
-        click.echo(line)
+    with Progress("waiting until they are gone"):
+        for line in references.delete(client, found[::-1] if filenames else found, wait=wait, ignore_not_found=ignore_not_found):
+            click.echo(line)
 
 
 @click.command()

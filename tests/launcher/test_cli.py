@@ -95,6 +95,8 @@ def test_every_fault_of_a_set_is_told_at_once(tmp_path, capsys):
         (["demo", "--nodes", "2"], 2, "--nodes: the demo kills a node and goes on with the others: it takes at least 3"),
         (["status"], 1, "no cluster named 'podwire' is up; start one with: podwire up"),
         (["down", "--name", "x"], 1, "no cluster named 'x' is up; start one with: podwire up"),
+        (["down", "--name", ".."], 2, "--name: '..' is no name of a cluster: lower case letters, digits and -, at most 32"),
+        (["up", "--name", "a/b"], 2, "name: 'a/b' is no name: lower case letters, digits and -, starting and ending with "),
         (["get", "pods"], 1, "no cluster named 'podwire' is up; start one with: podwire up"),
     ],
 )

@@ -33,7 +33,7 @@ def shop():
     """A cluster of three nodes with the shop, and its run directory."""
     path = tempfile.mkdtemp(prefix="pw-", dir="/tmp")
     os.environ["PODWIRE_RUN_DIR"], os.environ["PODWIRE_NAME"] = path, "shop"
-    podwire("up", "-f", SHOP, "--nodes", "3")
+    podwire("up", "-f", SHOP, "--nodes", "3", "--debug-assertions")
     yield Path(path)
     podwire("down")
     assert list(Path(path).iterdir()) == []
