@@ -38,7 +38,9 @@ class CarrierError(PodwireError):
 class ApiError(PodwireError):
     """A request that the API refuses, as the fields of a Kubernetes `Status` (reason is its CamelCase name)."""
 
-    def __init__(self, code: int, reason: str, message: str, *, causes: tuple[dict[str, str], ...] = (), details: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, *, causes: tuple[dict[str, str], ...] = (), details: dict[str, object] | None = None
+    ) -> None:
         self.code, self.reason, self.message, self.causes, self.details = code, reason, message, causes, details or {}
         super().__init__(message)
 

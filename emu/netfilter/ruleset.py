@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from emu.netfilter.hooks import Verdict
 from emu.wire.addr import Network, SockAddr
+
+if TYPE_CHECKING:
+    from emu.netfilter.match import Step
+    from emu.netfilter.walk import Program
 
 # ---- matches: every one of a rule's must hold; their order is kept for printing --------------------------------------
 
@@ -58,10 +63,15 @@ class OutInterface:
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """`[!] -p NUMBER`, by IP protocol number (6 is tcp)."""
+    """`[!] -p NUMBER`, by IP protocol number (6 is tcp).
+
+    `module` says whether a protocol with ports also loads its match module (`-m tcp -p tcp`), as kube-proxy always writes;
+    it changes nothing but the text.
+    """
 
     number: int
     invert: bool = False
+    module: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +201,24 @@ Target = Jump | Accept | Drop | Return | Reject | Dnat | Snat | Masquerade | Set
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of a chain."""
+    """One line of a chain. `step` is where `match` keeps its compiled form: rules outlive the rule sets they stand in."""
 
     matches: tuple[Match, ...]
     target: Target | None = None
+    step: Step | None = field(default=None, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
-    """A built-in chain has a policy, a user-defined one has None and returns at its end. Identity is what makes chains shareable."""
+    """A built-in chain has a policy, a user-defined one has None and returns at its end. Identity is what makes chains shareable.
+
+    `program` is where `walk` keeps its compiled form, made when the first packet comes by.
+    """
 
     name: str
     rules: tuple[Rule, ...] = ()
     policy: Verdict | None = None
+    program: Program | None = field(default=None, init=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

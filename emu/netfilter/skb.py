@@ -32,8 +32,8 @@ class Skb:
     """
 
     __slots__ = (
-        "buf", "cacheable", "ct", "ct_reply", "ct_state", "dport", "dst", "gso_size", "iif", "l4", "mark", "oif", "physin",
-        "proto", "reject_with", "rules", "sport", "src", "trace",
+        "buf", "cacheable", "ct", "ct_reply", "ct_state", "dport", "dst", "gso_size", "iif", "key", "l4", "mark", "oif", "origin",
+        "physin", "proto", "reject_with", "rules", "sport", "src", "trace",
     )  # fmt: skip
 
     def __init__(self, buf: bytearray, l4: int, proto: int, src: Ip, dst: Ip, sport: int, dport: int) -> None:
@@ -45,6 +45,8 @@ class Skb:
         self.ct_reply = False
         self.ct_state: CtState | None = None
         self.cacheable = True
+        self.origin: object | None = None  # the stack's: where the flow cache may remember this packet's flow,
+        self.key = b""  # and under which of its original bytes
         self.reject_with: str | None = None
 
     @classmethod

@@ -118,10 +118,12 @@ class Calls:
         now = self._kernel.enter()
         try:
             to = SockAddr(parse_ip(params["dst"]), params.get("dport") or 0)
-            Probe(
+            probe = Probe(
                 self._kernel, ns, params["proto"], to, params["id"], now + params["deadline"],
                 lambda result: self._answer(number, {"result": result}),
             )  # fmt: skip
+            if probe.running:
+                self._running[number] = probe
         finally:
             self._kernel.leave()
         return None

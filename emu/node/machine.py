@@ -83,4 +83,3 @@ class Machine:
     def expire(self) -> None:
         """Forget connections whose time is up."""
         self.node.netfilter.conntrack.expire(self.softnet.now)
-

@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable
 
 from emu.pod.kernel import Kernel
+from emu.stack.icmp import ECHO_REPLY
 from emu.stack.namespace import NetNamespace
 from emu.stack.sockets import PingSocket, Socket, UdpSocket
 from emu.stack.softnet import INFINITY
@@ -70,12 +71,15 @@ class Probe:
 
     def _settle(self, sock: Socket) -> None:
         if isinstance(sock, PingSocket):
-            kind, _, _, _, _ = sock.receive() or (0, 0, 0, b"", b"")
-            self._finish("answered" if kind == 0 else "unreachable")
+            echo = sock.receive()
+            if echo is not None:
+                self._finish("answered" if echo.kind == ECHO_REPLY else "unreachable")
+        elif isinstance(sock, TcpSocket) and sock.answered:
+            self._finish("connected")
         elif sock.error:
             self._finish(_result(sock.take_error()))
         elif isinstance(sock, TcpSocket):
-            self._finish("connected")
+            return  # still under way
         else:
             self._finish("answered")
 
@@ -84,6 +88,19 @@ class Probe:
 
     def on_timer(self, now: float) -> None:
         self._finish("silent")
+
+    @property
+    def running(self) -> bool:
+        """Is an answer still waited for?"""
+        return self._sock is not None
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more: send nothing further."""
+        self._kernel.enter()
+        try:
+            self._finish("cancelled")
+        finally:
+            self._kernel.leave()
 
     def _finish(self, result: str) -> None:
         if self._deadline == INFINITY and self._sock is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from emu.errors import DropReason
 from emu.netfilter.skb import ICMP, TCP, UDP, Skb
 from emu.stack import icmp
+from emu.stack.sockets import Echo
 from emu.tcp.segment import reset_for
 from emu.trace import REPLY
 from emu.wire.addr import ANY, Ip, SockAddr
@@ -164,7 +165,7 @@ class SocketTable:
         if sock is None:
             self.ns.count(DropReason.NO_SOCKET)
         else:
-            sock.input(icmp.ECHO_REPLY, 0, seq, bytes(skb.buf[skb.l4 + 8 :]), skb.src)
+            sock.input(Echo(icmp.ECHO_REPLY, 0, seq, bytes(skb.buf[skb.l4 + 8 :]), skb.src, skb.buf[8]))
 
     def icmp_error(self, skb: Skb, quote: bytes, number: int, fatal: bool, mtu: int) -> None:
         """An ICMP error about one of our packets, `quote`: tell the socket it concerns (`tcp_v4_err`, `__udp4_lib_err`)."""
@@ -189,7 +190,7 @@ class SocketTable:
             ident, seq = struct.unpack_from("!HH", quote, l4 + 4)
             ping = self.pings.get(ident)
             if ping is not None:
-                ping.input(skb.buf[skb.l4], skb.buf[skb.l4 + 1], seq, b"", skb.src)
+                ping.input(Echo(skb.buf[skb.l4], skb.buf[skb.l4 + 1], seq, b"", skb.src, skb.buf[8]))
                 return
         self.ns.count(DropReason.NO_SOCKET)
 

@@ -11,7 +11,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from emu.errors import DropReason
 from emu.netfilter.skb import ICMP, UDP
@@ -218,6 +218,17 @@ class UdpSocket(Socket):
             self.notify()
 
 
+class Echo(NamedTuple):
+    """What came back for a PingSocket: a reply or an ICMP error (`payload` empty). `ttl` is what the answer had left."""
+
+    kind: int
+    code: int
+    seq: int
+    payload: bytes
+    sender: Ip
+    ttl: int
+
+
 class PingSocket(Socket):
     """ICMP echo for ordinary programs (Linux's IPPROTO_ICMP datagram socket): replies and errors for its identifier."""
 
@@ -225,7 +236,7 @@ class PingSocket(Socket):
 
     def __init__(self, ns: NetNamespace) -> None:
         super().__init__(ns)
-        self.queue: deque[tuple[int, int, int, bytes, Ip]] = deque()
+        self.queue: deque[Echo] = deque()
         self.ident = ns.sockets.new_ident(self)
 
     @property
@@ -238,13 +249,13 @@ class PingSocket(Socket):
 
         self.ns.output(icmp.message(self.source(dst), dst, icmp.ECHO_REQUEST, 0, self.ident, seq, payload, ttl), 0, trace)
 
-    def receive(self) -> tuple[int, int, int, bytes, Ip] | None:
-        """(ICMP type, code, sequence, payload, sender) of the next reply or error, or None."""
+    def receive(self) -> Echo | None:
+        """The next reply or error, or None."""
         return self.queue.popleft() if self.queue else None
 
-    def input(self, kind: int, code: int, seq: int, payload: bytes, sender: Ip) -> None:
+    def input(self, echo: Echo) -> None:
         if len(self.queue) < 1024:
-            self.queue.append((kind, code, seq, payload, sender))
+            self.queue.append(echo)
             self.notify()
 
     def close(self) -> None:

@@ -38,7 +38,8 @@ class TcpSocket(Socket):
         self.key = b""
         self.listener: TcpListener | None = None
         self.started = False
-        self.probe = False  # a trace's probe: reset the moment it is answered
+        self.probe = False  # a trace's probe: reset the moment it is answered,
+        self.answered = False  # which is remembered here
         self.orphan = False  # the program has closed it
         self.bound_port = False
 
@@ -172,6 +173,7 @@ class TcpSocket(Socket):
         if events:
             conn.events = 0
             if self.probe and events & Event.CONNECTED:
+                self.answered = True
                 conn.out.clear()
                 conn.abort(self.softnet.now)
         out = conn.out

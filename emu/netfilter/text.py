@@ -1,0 +1,285 @@
+"""Rule sets as text: what is fed to `iptables-restore`, and what `iptables-save` would print once the kernel has it.
+
+The two differ. kube-proxy writes matches in its own order, without masks, `-m tcp -p tcp`, marks in eight digits and
+probabilities with ten; the kernel gives back addresses, devices and protocol first, matches in the order of their loading,
+and 31-bit probabilities. Both load unchanged. Reading is `parse`'s.
+Spec: iptables-extensions(8); iptables 1.8 `print_match_save`, `xtables_save_string`; kubernetes `pkg/util/iptables`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import assert_never
+
+from emu.netfilter.hooks import Hook
+from emu.netfilter.ruleset import (
+    Accept,
+    AddressType,
+    Chain,
+    Comment,
+    ConntrackState,
+    Destination,
+    DestinationPort,
+    Dnat,
+    Drop,
+    InInterface,
+    Jump,
+    Mark,
+    Masquerade,
+    Match,
+    OutInterface,
+    Protocol,
+    Reject,
+    Return,
+    Rule,
+    RuleSet,
+    SetMark,
+    Snat,
+    Source,
+    SourcePort,
+    Statistic,
+    Table,
+    Target,
+)
+from emu.netfilter.skb import PORT_PROTOCOLS
+from emu.wire.addr import Network, format_ip
+
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp", 136: "udplite"}
+"""Protocol numbers as iptables names them (/etc/protocols, and its own list)."""
+
+STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT")
+"""The order in which `--ctstate` is printed."""
+
+FULL_MASK = 0xFFFFFFFF
+_PLAIN = re.compile(r"[-_0-9A-Za-z]+")
+_BUILTINS = [hook.name for hook in Hook]
+
+
+# ---- whole rule sets --------------------------------------------------------------------------------------------------------------
+
+
+def restore_text(ruleset: RuleSet, *, mark_digits: int = 8) -> str:
+    """The rule set as input of `iptables-restore`, spelt as kube-proxy spells it; a mark has at least `mark_digits` hex digits."""
+
+    def lines(chain: Chain) -> Iterator[str]:
+        return (restore_line(chain.name, rule, mark_digits) for rule in chain.rules)
+
+    return "".join(_table_text(table, lines) for table in ruleset.tables.values())
+
+
+def save_text(ruleset: RuleSet) -> str:
+    """The rule set as `iptables-save` prints it: built-in chains in the order of the hooks, then the others by name."""
+
+    def lines(chain: Chain) -> Iterator[str]:
+        return (rule_line(chain.name, rule) for rule in chain.rules)
+
+    def in_order(table: Table) -> Table:
+        return Table(table.name, {chain.name: chain for chain in sorted(table.chains.values(), key=_save_order)})
+
+    return "".join(_table_text(in_order(table), lines) for table in ruleset.tables.values())
+
+
+def _save_order(chain: Chain) -> tuple[int, str]:
+    return (_BUILTINS.index(chain.name), "") if chain.policy is not None else (len(_BUILTINS), chain.name)
+
+
+def _table_text(table: Table, lines: Callable[[Chain], Iterable[str]]) -> str:
+    out = [f"*{table.name}"]
+    out.extend(f":{chain.name} {_policy(chain)} [0:0]" for chain in table.chains.values())
+    for chain in table.chains.values():
+        out.extend(lines(chain))
+    return "\n".join((*out, "COMMIT", ""))
+
+
+def _policy(chain: Chain) -> str:
+    return "-" if chain.policy is None else chain.policy.value
+
+
+# ---- one rule ------------------------------------------------------------------------------------------------------------------------
+
+
+def rule_line(chain: str, rule: Rule) -> str:
+    """The rule as `iptables-save` prints it."""
+    return " ".join((f"-A {chain}", *_save_head(rule), *_save_rest(rule), *_target_words(rule.target)))
+
+
+def restore_line(chain: str, rule: Rule, mark_digits: int = 8) -> str:
+    """The rule as kube-proxy writes it: matches in the rule's own order."""
+    words = (word for match in rule.matches for word in _restore_words(match, mark_digits))
+    return " ".join((f"-A {chain}", *words, *_restore_target(rule.target, mark_digits)))
+
+
+def _bang(invert: bool) -> tuple[str, ...]:
+    return ("!",) if invert else ()
+
+
+def _ports(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}:{last}"
+
+
+def protocol_name(number: int) -> str:
+    return PROTOCOLS.get(number, str(number))
+
+
+def quote(text: str) -> str:
+    """A string as `iptables-save` quotes it: unless it is of letters, digits, `-` and `_` only."""
+    return text if _PLAIN.fullmatch(text) else '"' + re.sub(r"([\"'\\])", r"\\\1", text) + '"'
+
+
+def _restore_quote(text: str) -> str:
+    """kube-proxy quotes what contains a space; what a shell-like reader could misread is quoted too."""
+    return text if text and not re.search(r"[\s\"'\\]", text) else '"' + re.sub(r"([\"\\])", r"\\\1", text) + '"'
+
+
+def _masked(value: int, mask: int, digits: int = 0) -> str:
+    return f"0x{value:0{digits or 1}x}" + ("" if mask == FULL_MASK else f"/0x{mask:0{digits or 1}x}")
+
+
+# the kernel's form: header matches in a fixed order, then match modules in the order of their loading
+
+
+def _save_head(rule: Rule) -> Iterator[str]:
+    found: dict[type, Match] = {type(match): match for match in rule.matches}
+    for kind, option in ((Source, "-s"), (Destination, "-d"), (InInterface, "-i"), (OutInterface, "-o"), (Protocol, "-p")):
+        match = found.get(kind)
+        match match:
+            case Source(network, invert) | Destination(network, invert) if network.length or invert:
+                yield from (*_bang(invert), option, str(network))
+            case InInterface(name, invert) | OutInterface(name, invert):
+                yield from (*_bang(invert), option, name)
+            case Protocol(number, invert) if number:
+                yield from (*_bang(invert), option, protocol_name(number))
+            case _:
+                pass
+
+
+def _save_rest(rule: Rule) -> Iterator[str]:
+    ports: list[SourcePort | DestinationPort] = [match for match in rule.matches if isinstance(match, SourcePort)]
+    ports += [match for match in rule.matches if isinstance(match, DestinationPort)]
+    for match in rule.matches:
+        match match:
+            case Source() | Destination() | InInterface() | OutInterface() | SourcePort() | DestinationPort():
+                pass
+            case Protocol(number, module=module):
+                if number in PORT_PROTOCOLS and (module or ports):
+                    yield from ("-m", protocol_name(number))
+                    for port in ports:
+                        yield from _port_words(port)
+            case Comment(text):
+                yield from ("-m", "comment", "--comment", quote(text))
+            case Statistic(probability):
+                yield from ("-m", "statistic", "--mode", "random", "--probability", f"{round(probability * (1 << 31)) / (1 << 31):.11f}")
+            case ConntrackState(states, invert):
+                yield from ("-m", "conntrack", *_bang(invert), "--ctstate", ",".join(state for state in STATES if state in states))
+            case Mark(value, mask, invert):
+                yield from ("-m", "mark", *_bang(invert), "--mark", _masked(value, mask))
+            case AddressType(side, kind, invert):
+                yield from ("-m", "addrtype", *_bang(invert), f"--{side}-type", kind)
+            case _:
+                assert_never(match)
+
+
+def _port_words(match: SourcePort | DestinationPort) -> Iterator[str]:
+    yield from (*_bang(match.invert), "--sport" if isinstance(match, SourcePort) else "--dport", _ports(match.first, match.last))
+
+
+def _target_words(target: Target | None) -> Iterable[str]:
+    match target:
+        case None:
+            return ()
+        case Jump(chain, goto):
+            return ("-g" if goto else "-j", chain)
+        case Accept():
+            return ("-j", "ACCEPT")
+        case Drop():
+            return ("-j", "DROP")
+        case Return():
+            return ("-j", "RETURN")
+        case Reject(how):
+            return ("-j", "REJECT", "--reject-with", how)
+        case Dnat(to):
+            return ("-j", "DNAT", "--to-destination", str(to) if to.port else format_ip(to.ip))
+        case Snat(to, random_fully):
+            return ("-j", "SNAT", "--to-source", str(to) if to.port else format_ip(to.ip), *_fully(random_fully))
+        case Masquerade(random_fully):
+            return ("-j", "MASQUERADE", *_fully(random_fully))
+        case SetMark(value, mask):
+            return ("-j", "MARK", "--set-xmark", f"{value:#x}/{mask:#x}")
+        case _:
+            assert_never(target)
+
+
+def _fully(random_fully: bool) -> tuple[str, ...]:
+    return ("--random-fully",) if random_fully else ()
+
+
+# kube-proxy's form
+
+
+def _restore_words(match: Match, mark_digits: int) -> Iterator[str]:
+    match match:
+        case Comment(text):
+            yield from ("-m", "comment", "--comment", _restore_quote(text))
+        case Source(network, invert):
+            yield from (*_bang(invert), "-s", _bare(network))
+        case Destination(network, invert):
+            yield from (*_bang(invert), "-d", _bare(network))
+        case InInterface(name, invert):
+            yield from (*_bang(invert), "-i", name)
+        case OutInterface(name, invert):
+            yield from (*_bang(invert), "-o", name)
+        case Protocol(number, invert, module):
+            if module and not invert and number in PORT_PROTOCOLS:
+                yield from ("-m", protocol_name(number))
+            yield from (*_bang(invert), "-p", protocol_name(number))
+        case SourcePort() | DestinationPort():
+            yield from _port_words(match)
+        case ConntrackState(states, invert):
+            yield from ("-m", "conntrack", *_bang(invert), "--ctstate", ",".join(states))
+        case Mark(value, mask, invert):
+            yield from ("-m", "mark", *_bang(invert), "--mark", _masked(value, mask, mark_digits))
+        case AddressType(side, kind, invert):
+            yield from ("-m", "addrtype", *_bang(invert), f"--{side}-type", kind)
+        case Statistic(probability):
+            yield from ("-m", "statistic", "--mode", "random", "--probability", f"{probability:.10f}")
+        case _:
+            assert_never(match)
+
+
+def _bare(network: Network) -> str:
+    """kube-proxy writes single addresses without their length."""
+    return format_ip(network.address) if network.length == 8 * len(network.address) else str(network)
+
+
+_DEFAULT_REJECTS = frozenset(("icmp-port-unreachable", "icmp6-port-unreachable"))
+
+
+def _restore_target(target: Target | None, mark_digits: int) -> Iterable[str]:
+    match target:
+        case Reject(how) if how in _DEFAULT_REJECTS:
+            return ("-j", "REJECT")
+        case SetMark(value, mask, spelling) if spelling != "--set-xmark":
+            return ("-j", "MARK", spelling, mark_argument(spelling, value, mask, mark_digits))
+        case _:
+            return _target_words(target)
+
+
+def mark_argument(spelling: str, value: int, mask: int, digits: int) -> str:
+    """The argument under which a spelling of MARK means (mark & ~mask) ^ value; AssertionError if none does."""
+    match spelling:
+        case "--or-mark":
+            assert mask == value, "--or-mark sets what it masks"
+            argument = value
+        case "--xor-mark":
+            assert mask == 0, "--xor-mark masks nothing"
+            argument = value
+        case "--and-mark":
+            assert value == 0, "--and-mark sets nothing"
+            argument = ~mask & FULL_MASK
+        case "--set-mark":
+            assert mask & value == value, "--set-mark sets only what it masks"
+            return _masked(value, mask, digits)
+        case _:
+            raise AssertionError(f"MARK has no option {spelling}")
+    return f"0x{argument:0{digits}x}"
