@@ -87,8 +87,11 @@ class Calls:
                     "name": device.name, "kind": device.kind, "mtu": device.mtu, "mac": format_mac(device.mac) if device.mac else None,
                     "addresses": [f"{format_ip(ip)}/{prefix.length}" for ip, prefix in device.addresses],
                     "master": device.master.name if device.master is not None else None,
-                    "rx_packets": device.rx_packets, "tx_packets": device.tx_packets,
-                    **({"ports": sorted(device.ports)} if isinstance(device, Bridge) else {}),
+                    **(
+                        {"ports": sorted(device.ports)}
+                        if isinstance(device, Bridge)
+                        else {"rx_packets": device.rx_packets, "tx_packets": device.tx_packets}
+                    ),
                     **({"fdb": {format_mac(mac): format_ip(ip) for mac, ip in device.fdb.items()}} if isinstance(device, Vxlan) else {}),
                 }
                 for device in node.devices.values()

@@ -92,7 +92,8 @@ class LeaderFollower:
 
     def leave(self) -> None:
         softnet = self.softnet
-        softnet.run()
+        if softnet.backlog or softnet.flush is not None:
+            softnet.run()
         if softnet.due and not self.handling:
             self._handle()
         self.lock.release()
@@ -157,11 +158,13 @@ class LeaderFollower:
             softnet.now = monotonic()
             if message:
                 receive(message)
-                softnet.run()
+                if softnet.backlog or softnet.flush is not None:
+                    softnet.run()
                 if softnet.due and not self.handling:
                     self._handle()
         self.leader = None
-        self._hand_over()
+        if self.waiting or self._spare_until == INFINITY:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         """The role is vacant: a thread that sleeps takes it; the spare is told only if it does not look by itself."""

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Bridge(Device):
-    """A bridge with veths as ports. `nf_call_iptables` False switches without asking netfilter, as Linux's sysctl does."""
+    """A bridge with veths as ports, which keep the counters.
+
+    `nf_call_iptables` False switches without asking netfilter, as Linux's sysctl does.
+    """
 
     kind = "bridge"
 
@@ -98,5 +101,4 @@ class Bridge(Device):
             return
         if skb.trace:
             self.ns.hop(skb, port.name, note="out")
-        self.sent(len(skb.buf))
         port.xmit(skb, next_hop)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Device:
     """A network device of one namespace.
 
-    `addresses` are (address, prefix) pairs, the first being the primary one that MASQUERADE takes. Counters count wire
-    packets: a GSO packet counts as its segments.
+    `addresses` are (address, prefix) pairs, the first being the primary one that MASQUERADE takes. Counters count
+    what is handed over: a GSO packet is one, as on Linux's veth.
     """
 
     kind = "device"
@@ -39,20 +39,18 @@ class Device:
 
     def receive(self, data: bytes, gso_size: int, trace: int) -> None:
         """A packet has arrived at this device."""
+        size = len(data)
         self.rx_packets += 1
-        self.rx_bytes += len(data)
+        self.rx_bytes += size
         flow = self.flows.get(data[6:24])
-        if flow is None or trace:
+        if flow is None or trace or data[0] != 0x45 or data[2] << 8 | data[3] != size:
             self.ingress(data, gso_size, trace)
             return
-        if flow.tcp:
-            if data[33] & 7 or (gso_size + 20 + (data[32] >> 2) if gso_size else len(data)) > flow.limit:  # SYN, FIN, RST move states
+        if flow.tcp:  # SYN, FIN and RST move states
+            if size < 40 or data[33] & 7 or (gso_size + 20 + (data[32] >> 2) if gso_size else size) > flow.limit:
                 self.ingress(data, gso_size, trace)
                 return
-        elif len(data) > flow.limit or gso_size:
-            self.ingress(data, gso_size, trace)
-            return
-        if data[0] != 0x45:
+        elif size > flow.limit or gso_size:
             self.ingress(data, gso_size, trace)
             return
         conn = flow.conn
@@ -64,10 +62,10 @@ class Device:
             conn.expires = now + flow.timeout
             if flow.reply:
                 conn.reply_packets += 1
-                conn.reply_bytes += len(data)
+                conn.reply_bytes += size
             else:
                 conn.packets += 1
-                conn.bytes += len(data)
+                conn.bytes += size
         flow.send(data, flow.head, gso_size)
 
     def ingress(self, data: bytes, gso_size: int, trace: int) -> None:

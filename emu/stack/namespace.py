@@ -103,6 +103,8 @@ class NetNamespace:
     def invalidate(self) -> None:
         """Something has moved that a remembered decision may rest on: forget them all."""
         self.epoch += 1
+        self.softnet.generation += 1
+        self.softnet.shortcuts.clear()
         for device in self.devices.values():
             device.flows.clear()
         if hasattr(self, "out"):

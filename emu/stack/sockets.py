@@ -11,16 +11,17 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from emu.errors import DropReason
 from emu.netfilter.skb import ICMP, UDP
-from emu.stack.flow import Flow
+from emu.stack.device import Device
 from emu.trace import REPLY
 from emu.wire.addr import ANY, Ip, SockAddr
 
 if TYPE_CHECKING:
     from emu.stack.namespace import NetNamespace
+    from emu.stack.shortcut import Exit
 
 RCVBUF = 212_992  # net.core.rmem_default
 SKB_OVERHEAD = 256  # what a queued datagram costs beside its bytes
@@ -69,9 +70,10 @@ class Socket:
         self.waiters: list[Waiter] = []
         self.on_event: Callable[[Socket], None] | None = None
         self.event_queued = False
-        self.flows: list[tuple[dict[bytes, Flow], bytes]] = []  # where the flow cache leads here
+        self.flows: list[tuple[dict[bytes, Any], bytes]] = []  # where the flow cache leads here
         self._epoch = -1
         self._transmit: Callable[[bytes, int, int], None] = ns.output
+        self.shortcut: Exit | None = None
 
     def notify(self) -> None:
         """Wake whoever waits, and see that the handler runs."""
@@ -101,6 +103,7 @@ class Socket:
         raise NotImplementedError
 
     def forget_flows(self) -> None:
+        self.shortcut = None
         for flows, key in self.flows:
             flows.pop(key, None)
         self.flows.clear()
@@ -110,6 +113,13 @@ class Socket:
         ns = self.ns
         self._epoch = ns.epoch
         self._transmit = ns.direct(dst) or ns.output
+
+    def look_for_shortcut(self, packet: bytes) -> None:
+        """Join one for packets like this, if its way is known by now."""
+        from emu.stack.shortcut import exit_for  # which joins sockets and devices, and so imports both
+
+        device = getattr(self._transmit, "__self__", None)
+        self.shortcut = exit_for(device, packet) if isinstance(device, Device) else None
 
     def source(self, dst: Ip) -> Ip:
         """The source address towards `dst`; OSError ENETUNREACH if no route leads there."""
@@ -172,7 +182,8 @@ class UdpSocket(Socket):
         gso_size = 0 if size <= self._mtu else self._mtu - 20 & ~7
         if trace:
             self.ns.output(packet, gso_size, trace)
-        else:
+        elif self.shortcut is None or not self.shortcut.send(packet, gso_size):
+            self.look_for_shortcut(packet)
             self._transmit(packet, gso_size, 0)
         return len(data)
 
@@ -181,6 +192,7 @@ class UdpSocket(Socket):
         if self.local.port == 0:
             self.bind(SockAddr(self.local.ip, 0))
         self.route(to.ip)
+        self.shortcut = None
         self._to, self._src, self._mtu = to, src, self.ns.mtu_to(to.ip)
 
     def receive(self) -> tuple[bytes, SockAddr] | None:
@@ -195,13 +207,16 @@ class UdpSocket(Socket):
 
     def input(self, data: bytes, l4: int, trace: int) -> None:
         """A datagram for this socket; `data` is the whole packet."""
-        payload = data[l4 + 8 : l4 + (data[l4 + 4] << 8 | data[l4 + 5])]
-        if self.queued_bytes > RCVBUF:
-            self.ns.count(DropReason.SOCKET_BUFFER_FULL)
-            return
         sender = SockAddr(data[12:16], data[l4] << 8 | data[l4 + 1])
         if trace and not trace & REPLY:
             self.answer = (sender, trace)
+        self.datagram(data[l4 + 8 : l4 + (data[l4 + 4] << 8 | data[l4 + 5])], sender)
+
+    def datagram(self, payload: bytes, sender: SockAddr) -> None:
+        """Queue a datagram, or drop it while the buffer is full."""
+        if self.queued_bytes > RCVBUF:
+            self.ns.count(DropReason.SOCKET_BUFFER_FULL)
+            return
         self.queue.append((payload, sender))
         self.queued_bytes += len(payload) + SKB_OVERHEAD
         self.notify()

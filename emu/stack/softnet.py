@@ -16,6 +16,7 @@ from emu.trace import Hop
 
 if TYPE_CHECKING:
     from emu.netfilter.conn import Conn
+    from emu.stack.shortcut import Entry
     from emu.stack.sockets import Socket
 
 Receive = Callable[[bytes, int, int], None]
@@ -47,7 +48,9 @@ class Softnet:
         self.rng = random.Random(f"{seed}/{node}")
         self.backlog: deque[tuple[Receive, bytes, int, int]] = deque()
         self.due: deque[Socket] = deque()  # sockets whose event handler must run once the lock is free
-        self.flushes: list[Callable[[], None]] = []  # devices with packets queued for a carrier
+        self.flush: Callable[[], None] | None = None  # set while the underlay has packets queued for the carrier
+        self.shortcuts: dict[bytes, Entry] = {}  # from the underlay straight to sockets
+        self.generation = 0  # moves whenever a namespace of this node is reconfigured
         self.hops: list[Hop] = []
         self.traced: dict[int, list[Conn]] = {}  # the connections that a traced request has made, so that they can be forgotten
         self.hops_recorded: Callable[[], None] = lambda: None  # called at the first hop since they were taken
@@ -63,10 +66,8 @@ class Softnet:
         while backlog:
             receive, data, gso_size, trace = backlog.popleft()
             receive(data, gso_size, trace)
-        if self.flushes:
-            flushes, self.flushes = self.flushes, []
-            for flush in flushes:
-                flush()
+        if self.flush is not None:
+            self.flush()
 
     def arm(self, timed: Timed, deadline: float) -> None:
         """Make sure `timed.on_timer` is looked at no later than `deadline`. A later deadline than the armed one costs nothing:

@@ -23,6 +23,7 @@ from emu.wire.addr import ANY, SockAddr
 if TYPE_CHECKING:
     from emu.stack.namespace import NetNamespace
 
+_READABLE = int(Event.READABLE)
 SOMAXCONN = 4096  # net.core.somaxconn
 
 
@@ -80,7 +81,13 @@ class TcpSocket(Socket):
             taken = self.conn.write(data, self.softnet.now)
         except BrokenPipeError:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
-        self._after(0)
+        conn, shortcut = self.conn, self.shortcut
+        if shortcut is not None and len(conn.out) == 1 and shortcut.send(*conn.out[0]):
+            conn.out.clear()
+            if conn.deadline < self.armed:
+                self.softnet.arm(self, conn.deadline)
+        else:
+            self._after(0)
         return taken
 
     def read(self, size: int) -> bytes | None:
@@ -136,10 +143,21 @@ class TcpSocket(Socket):
 
     def flow_input(self, data: bytes, head: bytes, gso_size: int) -> None:
         """The fast path in."""
+        self.segment(data, 20)
+
+    def segment(self, data: bytes, l4: int) -> None:
+        """A segment at `data[l4:]`, to the end of `data`."""
         conn = self.conn
-        conn.on_packet(data, 20, self.softnet.now)
-        if conn.out or conn.events or conn.deadline < self.armed:
+        conn.on_packet(data, l4, self.softnet.now)
+        if conn.out or conn.events != _READABLE or conn.deadline < self.armed:
             self._after(0)
+        else:  # nothing to do but to tell: the common end of a segment with data
+            conn.events = 0
+            for waiter in self.waiters:
+                waiter.set()
+            if self.on_event is not None and not self.event_queued:
+                self.event_queued = True
+                self.softnet.due.append(self)
 
     def on_icmp(self, number: int, mtu: int, seq: int) -> None:
         """An ICMP error about a segment with sequence number `seq` (ignored if that is not outstanding, RFC 5927)."""
@@ -178,12 +196,10 @@ class TcpSocket(Socket):
                 conn.abort(self.softnet.now)
         out = conn.out
         if out:
-            if self._epoch != self.ns.epoch:
-                assert self.remote is not None
-                self.route(self.remote.ip)
-            transmit = self.ns.output if trace else self._transmit
             for packet, gso_size in out:
-                transmit(packet, gso_size, trace)
+                shortcut = self.shortcut
+                if shortcut is None or trace or not shortcut.send(packet, gso_size):
+                    self._send(packet, gso_size, trace)
             out.clear()
         if conn.deadline < self.armed:
             self.softnet.arm(self, conn.deadline)
@@ -191,6 +207,17 @@ class TcpSocket(Socket):
             self._tell(events)
         if conn.closed and not self.closed:
             self.destroy()
+
+    def _send(self, packet: bytes, gso_size: int, trace: int) -> None:
+        """Send a packet the long way, and see whether its successors may take a shortcut."""
+        assert self.remote is not None
+        if self._epoch != self.ns.epoch:
+            self.route(self.remote.ip)
+        if trace:
+            self.ns.output(packet, gso_size, trace)
+        else:
+            self.look_for_shortcut(packet)
+            self._transmit(packet, gso_size, 0)
 
     def _tell(self, events: int) -> None:
         if self.conn.error and not self.orphan:

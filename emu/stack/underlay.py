@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from emu.errors import DropReason
 from emu.netfilter.skb import Skb
 from emu.stack.device import Device
+from emu.stack.shortcut import entry_key, join_entry
 from emu.wire.addr import Ip, format_ip
-from emu.wire.message import PREAMBLE, RECORD, VERSION
+from emu.wire.message import FIRST, PREAMBLE, RECORD, VERSION
 
 if TYPE_CHECKING:
     from emu.stack.namespace import NetNamespace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MAX_AGE = 1.0  # seconds; no link inside one host holds a packet longer
 MAX_BATCH = 1 << 17  # bytes in one message
 _FIRST = PREAMBLE.size + RECORD.size
+Parts = tuple[bytes, ...]
 
 
 class Wire(Protocol):
@@ -43,6 +45,7 @@ class Underlay(Device):
         self.max_age = int(MAX_AGE * 1e6) if same_host else 1 << 63
         self.gateway: Ip | None = None
         self.incarnations: dict[Ip, int] = {}
+        self._lone: tuple[Ip, int, int, int, Parts] | None = None  # the only packet queued, while it is the only one
         self._pending: dict[Ip, list[bytes]] = {}
         self._pending_bytes = 0
 
@@ -57,35 +60,58 @@ class Underlay(Device):
         self.sent(len(data))
         if skb.trace:
             self.ns.hop(skb, "wire", note=f"to {format_ip(next_hop)}")
-        self.ns.remember(skb, self.mtu, lambda data, head, gso_size: self.queue(next_hop, data[:6] + head + data[24:], gso_size, 0))
-        self.queue(next_hop, data, skb.gso_size, skb.trace)
+        self.ns.remember(skb, self.mtu, lambda data, head, gso_size: self._forward(next_hop, data, head, gso_size))
+        self.queue(next_hop, len(data), skb.gso_size, skb.trace, (data,))
 
-    def queue(self, peer: Ip, data: bytes, gso_size: int, trace: int) -> None:
-        """Put a finished packet into the peer's batch."""
-        pending = self._pending
-        if not pending:
-            self._softnet.flushes.append(self.flush)
-        size = len(data)
-        record = RECORD.pack(size, gso_size, trace)
-        parts = pending.get(peer)
-        if parts is None:
-            pending[peer] = [b"", record, data]
-        else:
-            parts.append(record)
-            parts.append(data)
-        self._pending_bytes += size
+    def _forward(self, peer: Ip, data: bytes, head: bytes, gso_size: int) -> None:
+        """The fast path out, for packets that no tunnel carries."""
+        self.sent(len(data))
+        self.queue(peer, len(data), gso_size, 0, (data[:6], head, data[24:]))
+
+    def queue(self, peer: Ip, size: int, gso_size: int, trace: int, parts: Parts) -> None:
+        """Put a finished packet of `size` bytes, in parts, into the peer's batch."""
+        softnet = self._softnet
+        if softnet.flush is None:
+            softnet.flush = self.flush
+            self._lone = (peer, size, gso_size, trace, parts)
+            return
+        lone = self._lone
+        if lone is not None:
+            self._lone = None
+            self._batch(*lone)
+        self._batch(peer, size, gso_size, trace, parts)
         if self._pending_bytes > MAX_BATCH:
             self.flush()
 
+    def _batch(self, peer: Ip, size: int, gso_size: int, trace: int, parts: Parts) -> None:
+        batch = self._pending.get(peer)
+        if batch is None:
+            batch = self._pending[peer] = [b""]
+        batch.append(RECORD.pack(size, gso_size, trace))
+        batch += parts
+        self._pending_bytes += size
+
     def flush(self) -> None:
         """Hand every batch to the carrier; a full queue drops, as a network card does."""
+        softnet = self._softnet
+        softnet.flush = None
+        sent = int(softnet.now * 1e6)
+        lone = self._lone
+        if lone is not None:
+            self._lone = None
+            peer, size, gso_size, trace, parts = lone
+            first = FIRST.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), sent, size, gso_size, trace)
+            self._send(peer, b"".join((first, *parts)))
+            return
         pending, self._pending = self._pending, {}
         self._pending_bytes = 0
-        sent = int(self._softnet.now * 1e6)
-        for peer, parts in pending.items():
-            parts[0] = PREAMBLE.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), sent)
-            if not self.wire.send(peer, b"".join(parts)):
-                self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER, len(parts) >> 1)
+        for peer, batch in pending.items():
+            batch[0] = PREAMBLE.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), sent)
+            self._send(peer, b"".join(batch))
+
+    def _send(self, peer: Ip, message: bytes) -> None:
+        if not self.wire.send(peer, message):
+            self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER)
 
     def receive_message(self, message: bytes) -> None:
         """Take one message of the carrier apart. Never raises: what does not hold together is counted and dropped."""
@@ -93,7 +119,7 @@ class Underlay(Device):
         if size < _FIRST:
             self.ns.count(DropReason.BAD_MESSAGE)
             return
-        version, _flags, _reserved, incarnation, sent = PREAMBLE.unpack_from(message)
+        version, _flags, _reserved, incarnation, sent, length, gso_size, trace = FIRST.unpack_from(message)
         if version != VERSION:
             self.ns.count(DropReason.BAD_MESSAGE)
             return
@@ -103,6 +129,13 @@ class Underlay(Device):
         if self._softnet.now * 1e6 - sent > self.max_age:
             self.ns.count(DropReason.STALE_AGE)
             return
+        if _FIRST + length == size and not trace:  # a lone packet: the common case
+            key = entry_key(message, _FIRST)
+            shortcut = self._softnet.shortcuts.get(key)
+            if shortcut is None:
+                join_entry(self._softnet, self, message, _FIRST, key)
+            elif shortcut.take(message, _FIRST, length, gso_size):
+                return
         at = PREAMBLE.size
         while at + RECORD.size <= size:
             length, gso_size, trace = RECORD.unpack_from(message, at)

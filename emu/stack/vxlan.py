@@ -60,7 +60,10 @@ class Tunnel:
         vxlan.tx_packets += 1
         vxlan.tx_bytes += size
         outer = _OUTER.pack(0x4500, size + 50, ident, self.fixed, size + 30, self.tail)
-        self.underlay.queue(self.peer, outer + data[:6] + head + data[24:], gso_size, 0)
+        underlay = self.underlay
+        underlay.tx_packets += 1
+        underlay.tx_bytes += size + 50
+        underlay.queue(self.peer, size + 50, gso_size, 0, (outer, data[:6], head, data[24:]))
 
 
 class Vxlan(Device):
