@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 MAX_AGE = 1.0  # seconds; no link inside one host holds a packet longer
 MAX_BATCH = 1 << 17  # bytes in one message
 _FIRST = PREAMBLE.size + RECORD.size
-Parts = tuple[bytes, ...]
 
 
 class Wire(Protocol):
@@ -45,7 +44,7 @@ class Underlay(Device):
         self.max_age = int(MAX_AGE * 1e6) if same_host else 1 << 63
         self.gateway: Ip | None = None
         self.incarnations: dict[Ip, int] = {}
-        self._lone: tuple[Ip, int, int, int, Parts] | None = None  # the only packet queued, while it is the only one
+        self._lone: tuple[Ip, bytes] | None = None  # the only message queued, while it is the only one
         self._pending: dict[Ip, list[bytes]] = {}
         self._pending_bytes = 0
 
@@ -61,53 +60,53 @@ class Underlay(Device):
         if skb.trace:
             self.ns.hop(skb, "wire", note=f"to {format_ip(next_hop)}")
         self.ns.remember(skb, self.mtu, lambda data, head, gso_size: self._forward(next_hop, data, head, gso_size))
-        self.queue(next_hop, len(data), skb.gso_size, skb.trace, (data,))
+        self.queue(next_hop, self._message(next_hop, len(data), skb.gso_size, skb.trace) + data)
 
     def _forward(self, peer: Ip, data: bytes, head: bytes, gso_size: int) -> None:
         """The fast path out, for packets that no tunnel carries."""
         self.sent(len(data))
-        self.queue(peer, len(data), gso_size, 0, (data[:6], head, data[24:]))
+        self.queue(peer, self._message(peer, len(data), gso_size, 0) + data[:6] + head + data[24:])
 
-    def queue(self, peer: Ip, size: int, gso_size: int, trace: int, parts: Parts) -> None:
-        """Put a finished packet of `size` bytes, in parts, into the peer's batch."""
+    def _message(self, peer: Ip, size: int, gso_size: int, trace: int) -> bytes:
+        """What stands before a packet in a message of its own."""
+        return FIRST.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), int(self._softnet.now * 1e6), size, gso_size, trace)
+
+    def queue(self, peer: Ip, message: bytes) -> None:
+        """Take a message with one packet; it leaves as it is, or in one batch with what else is queued for the peer by then."""
         softnet = self._softnet
         if softnet.flush is None:
             softnet.flush = self.flush
-            self._lone = (peer, size, gso_size, trace, parts)
+            self._lone = (peer, message)
             return
         lone = self._lone
         if lone is not None:
             self._lone = None
             self._batch(*lone)
-        self._batch(peer, size, gso_size, trace, parts)
+        self._batch(peer, message)
         if self._pending_bytes > MAX_BATCH:
             self.flush()
 
-    def _batch(self, peer: Ip, size: int, gso_size: int, trace: int, parts: Parts) -> None:
+    def _batch(self, peer: Ip, message: bytes) -> None:
         batch = self._pending.get(peer)
         if batch is None:
-            batch = self._pending[peer] = [b""]
-        batch.append(RECORD.pack(size, gso_size, trace))
-        batch += parts
-        self._pending_bytes += size
+            self._pending[peer] = [message]
+        else:
+            batch.append(message[PREAMBLE.size :])  # the first one's preamble is for all
+        self._pending_bytes += len(message)
 
     def flush(self) -> None:
         """Hand every batch to the carrier; a full queue drops, as a network card does."""
         softnet = self._softnet
         softnet.flush = None
-        sent = int(softnet.now * 1e6)
         lone = self._lone
         if lone is not None:
             self._lone = None
-            peer, size, gso_size, trace, parts = lone
-            first = FIRST.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), sent, size, gso_size, trace)
-            self._send(peer, b"".join((first, *parts)))
+            self._send(*lone)
             return
         pending, self._pending = self._pending, {}
         self._pending_bytes = 0
         for peer, batch in pending.items():
-            batch[0] = PREAMBLE.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), sent)
-            self._send(peer, b"".join(batch))
+            self._send(peer, batch[0] if len(batch) == 1 else b"".join(batch))
 
     def _send(self, peer: Ip, message: bytes) -> None:
         if not self.wire.send(peer, message):

@@ -16,6 +16,7 @@ from emu.netfilter.skb import UDP, Skb
 from emu.stack.device import Device
 from emu.stack.flow import cacheable
 from emu.wire.addr import Ip, format_ip
+from emu.wire.message import FIRST, VERSION
 
 if TYPE_CHECKING:
     from emu.stack.namespace import NetNamespace
@@ -28,6 +29,8 @@ _FIRST_PORT, _PORTS = 32768, 28232  # udp_flow_src_port: a hash of the inner flo
 
 # version and length words, then three constant runs of a flow around the two length fields and the IP identification
 _OUTER = struct.Struct("!HHH18sH24s")
+# a whole message with one packet, up to where the inner packet goes on unchanged: message header, outer headers, inner head
+_FRAME = struct.Struct(f"{FIRST.format}{_OUTER.format[1:]}6s18s")
 _FIXED = struct.Struct("!HBBH4s4sHH")  # fragment bits .. UDP destination port
 _TAIL = struct.Struct("!HII6s6sH")  # UDP checksum .. Ethernet type
 
@@ -59,11 +62,14 @@ class Tunnel:
         vxlan.ident = ident = vxlan.ident + 1 & 0xFFFF
         vxlan.tx_packets += 1
         vxlan.tx_bytes += size
-        outer = _OUTER.pack(0x4500, size + 50, ident, self.fixed, size + 30, self.tail)
         underlay = self.underlay
         underlay.tx_packets += 1
         underlay.tx_bytes += size + 50
-        underlay.queue(self.peer, size + 50, gso_size, 0, (outer, data[:6], head, data[24:]))
+        header = _FRAME.pack(
+            VERSION, 0, 0, underlay.incarnations.get(self.peer, 0), int(self.softnet.now * 1e6), size + 50, gso_size, 0,
+            0x4500, size + 50, ident, self.fixed, size + 30, self.tail, data[:6], head,
+        )  # fmt: skip
+        underlay.queue(self.peer, header + data[24:])
 
 
 class Vxlan(Device):

@@ -85,8 +85,15 @@ class World:
             sock.connect(self.address(to))
             self.fabric.run()
         if sock.connected:
-            sock.write(b"s" * size)
+            self.write(sock, b"s" * size)
         self.pump()
+
+    def write(self, sock: TcpSocket, data: bytes) -> None:
+        """What a program does; that it is told of a broken pipe is also to be the same."""
+        try:
+            sock.write(data)
+        except BrokenPipeError:
+            self.told.append((sock.local, sock.remote, "broken pipe"))
 
     def pump(self) -> None:
         for _ in range(5):
@@ -97,8 +104,7 @@ class World:
             for child in self.accepted:
                 while chunk := child.read(1 << 20):
                     self.told.append((child.local, child.remote, chunk))
-                    if child.writable:
-                        child.write(chunk[:100])
+                    self.write(child, chunk[:100])
             for sock in self.streams.values():
                 while sock.started and (chunk := sock.read(1 << 20)):
                     self.told.append((sock.local, sock.remote, chunk))
