@@ -15,12 +15,15 @@ import itertools
 import os
 from collections.abc import Callable
 from functools import partial
+from os import sched_yield
+from time import perf_counter
 
 import zmq
 from zmq.backend import Socket as BackendSocket
 
 from emu.errors import CarrierError
 from emu.overlay.curve import CurveKeys, Doorkeeper, call, serve
+from emu.overlay.polling import HaltPolling
 from emu.wire.addr import Ip
 
 QUEUE = 128  # messages at each end of a pipe; a message is at most a batch of 128 KiB
@@ -30,6 +33,7 @@ REDIAL_MS, REDIAL_MAX_MS = 5, 1000  # a peer that starts is found at once, one t
 COPY_BELOW = 1 << 16  # pyzmq lends longer messages to libzmq, and starts a thread to have them back; short ones are cheaper copied
 MAX_SOCKETS = 4096  # a pipe to every node of a big cluster; libzmq's own limit is 1023
 
+EVENTS = int(zmq.EVENTS)
 NOBLOCK = int(zmq.NOBLOCK)  # an enum's member would be converted at every call
 
 _serial = itertools.count()
@@ -52,8 +56,6 @@ class ZmqCarrier:
     whose public keys `add_peer` has named. CarrierError if the endpoint cannot be bound, or could be reached from other
     machines without keys.
     """
-
-    recv: Callable[[], bytes]
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, keys: CurveKeys | None = None, queue: int = QUEUE
@@ -80,7 +82,8 @@ class ZmqCarrier:
         self._pull.bind(kicks)
         self._kick = self._socket(zmq.PUSH)
         self._kick.connect(kicks)
-        self.recv = self._pull.recv  # nothing between a waiting thread and libzmq
+        self._take, self._ask = self._pull.recv, self._pull.getsockopt
+        self._polling = HaltPolling()
         self._limit = -1
 
     def add_peer(self, ip: Ip, endpoint: str, public_key: bytes = b"") -> None:
@@ -113,15 +116,37 @@ class ZmqCarrier:
             return False
         return True
 
+    def recv(self) -> bytes:
+        began = perf_counter()
+        if self._polling.budget and self._poll(began):
+            return self._take()
+        message = self._take()
+        self._polling.waited(perf_counter() - began)
+        return message
+
     def recv_for(self, seconds: float) -> bytes:
+        began = perf_counter()
+        if self._polling.budget and self._poll(began):
+            return self._take()
         limit = max(1, int(seconds * 1000))
         if limit != self._limit:
             self._pull.set(zmq.RCVTIMEO, limit)
             self._limit = limit
         try:
-            return self._pull.recv()
+            return self._take()
         except zmq.Again:
             return b""
+        finally:
+            self._polling.waited(perf_counter() - began)
+
+    def _poll(self, began: float) -> bool:
+        """Look for a message until the time for that is up; is there one?"""
+        ask, end = self._ask, began + self._polling.budget
+        while not ask(EVENTS):
+            if perf_counter() > end:
+                return False
+            sched_yield()
+        return True
 
     def wait_forever(self) -> None:
         if self._limit != -1:
