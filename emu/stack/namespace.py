@@ -58,8 +58,8 @@ class NetNamespace:
         self.tunnel_flows: dict[int, Send] = {}
         self.epoch = 0  # moves with whatever a remembered decision may rest on
         self.closed = False
-        self.lo = Loopback(self)
         self.out = LocalOut(self)
+        self.lo = Loopback(self)
         self.add_device(self.lo)
         self.add_address("lo", Network.parse("127.0.0.1/8", strict=False), bytes((127, 0, 0, 1)))
 
@@ -107,8 +107,7 @@ class NetNamespace:
         self.softnet.shortcuts.clear()
         for device in self.devices.values():
             device.flows.clear()
-        if hasattr(self, "out"):
-            self.out.flows.clear()
+        self.out.flows.clear()
 
     def close(self) -> None:
         """End the namespace: sockets are reset, nothing is delivered any more."""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from emu.errors import DropReason
 from emu.netfilter.skb import ICMP, UDP
+from emu.stack import icmp
 from emu.stack.device import Device
+from emu.stack.shortcut import Exit, exit_for
 from emu.trace import REPLY
 from emu.wire.addr import ANY, Ip, SockAddr
 
 if TYPE_CHECKING:
     from emu.stack.namespace import NetNamespace
-    from emu.stack.shortcut import Exit
 
 RCVBUF = 212_992  # net.core.rmem_default
 SKB_OVERHEAD = 256  # what a queued datagram costs beside its bytes
@@ -116,8 +117,6 @@ class Socket:
 
     def look_for_shortcut(self, packet: bytes) -> None:
         """Join one for packets like this, if its way is known by now."""
-        from emu.stack.shortcut import exit_for  # which joins sockets and devices, and so imports both
-
         device = getattr(self._transmit, "__self__", None)
         self.shortcut = exit_for(device, packet) if isinstance(device, Device) else None
 
@@ -260,8 +259,6 @@ class PingSocket(Socket):
 
     def send_echo(self, dst: Ip, seq: int, payload: bytes = b"", ttl: int = 64, trace: int = 0) -> None:
         """Send an echo request; OSError ENETUNREACH without a route."""
-        from emu.stack import icmp  # icmp needs the namespace, which needs sockets
-
         self.ns.output(icmp.message(self.source(dst), dst, icmp.ECHO_REQUEST, 0, self.ident, seq, payload, ttl), 0, trace)
 
     def receive(self) -> Echo | None:

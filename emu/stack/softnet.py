@@ -16,7 +16,7 @@ from emu.trace import Hop
 
 if TYPE_CHECKING:
     from emu.netfilter.conn import Conn
-    from emu.stack.shortcut import Entry
+    from emu.stack.shortcut_entry import Entry
     from emu.stack.sockets import Socket
 
 Receive = Callable[[bytes, int, int], None]

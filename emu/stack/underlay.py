@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from emu.errors import DropReason
 from emu.netfilter.skb import Skb
 from emu.stack.device import Device
-from emu.stack.shortcut import entry_key, join_entry
+from emu.stack.shortcut_entry import entry_key, join_entry
 from emu.wire.addr import Ip, format_ip
 from emu.wire.message import FIRST, PREAMBLE, RECORD, VERSION
 
