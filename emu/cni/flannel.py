@@ -57,7 +57,8 @@ class Flannel:
     def set_peers(self, peers: Sequence[NodeAddress]) -> None:
         wanted = {peer.name: peer for peer in peers if peer.name != self._me.name}
         for name, peer in list(self._peers.items()):
-            if wanted.get(name) != peer:
+            now = wanted.get(name)
+            if now is not peer and now != peer:  # most are the very same value
                 self._remove_peer(peer)
         for name, peer in wanted.items():
             if name not in self._peers:

@@ -100,7 +100,7 @@ class Agent:
             mirror = self._follower.mirrors[stream]
             if mirror is self._follower.nodes:
                 self._kernel.enter()
-                self._machine.set_peers(value for _, value in mirror.items())
+                self._machine.update_peers((key, mirror.get(key)) for key in keys)
                 self._kernel.leave()
             elif mirror is self._follower.services:
                 self.proxy.on_services(((key, mirror.get(key)) for key in keys), now)

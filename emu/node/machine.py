@@ -6,6 +6,7 @@ Used by the node process, by flow tests on the memory carrier and by benchmarks 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from emu.cni.flannel import Flannel
@@ -19,6 +20,27 @@ from emu.trace import REPLY, Hop
 from emu.wire.addr import Network, parse_ip
 
 UNDERLAY_MTU = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node, as this one must know it to send to it."""
+
+    address: NodeAddress
+    endpoint: str
+    incarnation: int
+    ready: bool
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Peer:
+        """A value of the `nodes` stream."""
+        address = NodeAddress(value["name"], parse_ip(value["ip"]), Network.parse(value["pod_cidr"]))
+        return cls(address, value["endpoint"], value["incarnation"], value.get("ready", True))
+
+    def same_pipe(self, before: Peer) -> bool:
+        """May what is queued for the peer stay queued? Not for another life of it, and not when it has just stopped answering."""
+        moved = (self.address, self.endpoint, self.incarnation) != (before.address, before.endpoint, before.incarnation)
+        return not moved and (self.ready or not before.ready)
 
 
 class Machine:
@@ -40,31 +62,35 @@ class Machine:
         self.node.add_route(Route(Network.parse("0.0.0.0/0"), "eth0", gateway=gateway))
         self.cni: Cni = Flannel(self.node, self.softnet, pod_network=pod_network, underlay_mtu=UNDERLAY_MTU)
         self.cni.start(me)
-        self._peers: dict[str, tuple[NodeAddress, str, int]] = {}
+        self._peers: dict[str, Peer] = {}
 
     def set_peers(self, nodes: Iterable[Mapping[str, Any]]) -> None:
-        """Follow the `nodes` stream: who exists, at which endpoint, in which incarnation, and whether it is Ready.
+        """These are all the nodes there are, as values of the `nodes` stream."""
+        wanted = {node["name"]: node for node in nodes}
+        self.update_peers([*((name, None) for name in self._peers if name not in wanted), *wanted.items()])
+
+    def update_peers(self, changes: Iterable[tuple[str, Mapping[str, Any] | None]]) -> None:
+        """Changed nodes (None: gone): who exists, at which endpoint, in which incarnation, and whether it is Ready.
 
         A peer that is not Ready keeps its routes, as a kubelet that stops does not take flannel's entries with it, but the pipe
         to it is closed, so that nothing waits there for its next life.
         """
-        wanted: dict[str, tuple[NodeAddress, str, int]] = {}
-        for node in nodes:
-            if node["name"] != self.me.name:
-                address = NodeAddress(node["name"], parse_ip(node["ip"]), Network.parse(node["pod_cidr"]))
-                wanted[address.name] = (address, node["endpoint"], node["incarnation"])
-                if not node.get("ready", True):
-                    self.carrier.remove_peer(address.ip)
-        for name, (address, endpoint, incarnation) in self._peers.items():
-            if wanted.get(name) != (address, endpoint, incarnation):
-                self.carrier.remove_peer(address.ip)
-                self.underlay.incarnations.pop(address.ip, None)
-        for address, endpoint, incarnation in wanted.values():
-            self.carrier.add_peer(address.ip, endpoint)
-            self.underlay.incarnations[address.ip] = incarnation
-        if {peer[0] for peer in wanted.values()} != {peer[0] for peer in self._peers.values()}:
-            self.cni.set_peers([address for address, _, _ in wanted.values()])
-        self._peers = wanted
+        before = {name: peer.address for name, peer in self._peers.items()}
+        for name, value in changes:
+            if name == self.me.name:
+                continue
+            known = self._peers.pop(name, None)
+            peer = None if value is None else Peer.of(value)
+            if known is not None and (peer is None or not peer.same_pipe(known)):
+                self.carrier.remove_peer(known.address.ip)
+                self.underlay.incarnations.pop(known.address.ip, None)
+            if peer is not None:
+                self._peers[name] = peer
+                self.underlay.incarnations[peer.address.ip] = peer.incarnation
+                self.carrier.add_peer(peer.address.ip, peer.endpoint)
+        addresses = {name: peer.address for name, peer in self._peers.items()}
+        if addresses != before:
+            self.cni.set_peers(list(addresses.values()))
 
     def take_hops(self) -> list[Hop]:
         """The hops recorded since the last call."""

@@ -18,7 +18,10 @@ ANY = bytes(4)
 
 def parse_ip(text: str) -> Ip:
     """`10.0.0.1` or `fd00::1` to 4 or 16 bytes; ValueError for anything else (leading zeros included)."""
-    return ipaddress.ip_address(text).packed
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError:
+        return ipaddress.ip_address(text).packed  # which says what is wrong with it
 
 
 def format_ip(ip: Ip) -> str:
@@ -56,8 +59,18 @@ class Network:
     @classmethod
     def parse(cls, text: str, *, strict: bool = True) -> Network:
         """`10.244.0.0/16`; a bare address is a /32 or /128. With `strict`, host bits are a ValueError, else they are cleared."""
-        net = ipaddress.ip_network(text, strict=strict)
-        return cls(net.network_address.packed, net.prefixlen, int(net.network_address), int(net.netmask))
+        host, slash, digits = text.partition("/")
+        ip = parse_ip(host)
+        bits = 8 * len(ip)
+        if slash and not (digits.isascii() and digits.isdigit() and int(digits) <= bits):
+            raise ValueError(f"{text!r} has no prefix length from 0 to {bits}")
+        length = int(digits) if slash else bits
+        mask = (1 << bits) - (1 << (bits - length))
+        number = int.from_bytes(ip, "big")
+        if strict and number & ~mask:
+            raise ValueError(f"{text} has host bits set")
+        value = number & mask
+        return cls(value.to_bytes(len(ip), "big"), length, value, mask)
 
     def __contains__(self, ip: Ip) -> bool:
         return len(ip) == len(self.address) and int.from_bytes(ip, "big") & self.mask == self.value
