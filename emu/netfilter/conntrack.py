@@ -269,6 +269,14 @@ class Conntrack:
         self._sequence += 1
         heapq.heappush(self._deadlines, (due, self._sequence, conn))
 
+    @property
+    def next_look(self) -> float:
+        """A time before which `expire` has nothing to do, infinity without connections. Cheap, and readable from any thread."""
+        try:
+            return self._deadlines[0][0]
+        except IndexError:
+            return float("inf")
+
     def poll_at(self) -> float | None:
         """When `expire` has something to look at next; None while there are no connections."""
         deadlines = self._deadlines

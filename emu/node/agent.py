@@ -23,7 +23,8 @@ from emu.proxy.detector import ZONE_LABEL, NodeView
 from emu.proxy.syncer import Proxy
 from emu.wire.addr import Network, parse_ip
 
-EXPIRY_PERIOD = 1.0  # seconds between looks at conntrack's deadlines
+EXPIRY_PERIOD = 1.0  # seconds between looks at conntrack's deadlines, at least: nothing depends on when an expired entry goes
+EARLY_LEASE = 0.02  # seconds between leases that only say how far this node has come
 IDLE_PERIOD = 10.0  # seconds the loop sleeps at most
 
 
@@ -42,8 +43,8 @@ class Agent:
         machine.node.route_localnet = self.proxy.route_localnet
         self._listed = False
         self._calls = Calls(self.kubelet, machine, kernel, link.post, self.proxy)
-        self._lease_at = 0.0
-        self._expire_at = 0.0
+        self._lease_at = self._leased_at = 0.0
+        self._expired_at = 0.0
         self.stopping = False
         machine.softnet.hops_recorded = link.wake
 
@@ -65,11 +66,15 @@ class Agent:
 
     def _next_at(self, now: float) -> float:
         """When something is due although nothing comes in."""
-        expire = self._expire_at if len(self._machine.node.netfilter.conntrack) else now + IDLE_PERIOD
-        candidates = [self._lease_at, expire, self.kubelet.poll_at()]
+        candidates = [self._lease_at, self._expire_at(), self.kubelet.poll_at()]
         if (proxy := self.proxy.poll_at()) is not None:
             candidates.append(proxy)
         return min(candidates)
+
+    def _expire_at(self) -> float:
+        """When conntrack has something to forget. Read without the lock: a stale answer is corrected at the next turn."""
+        due = self._machine.node.netfilter.conntrack.next_look
+        return max(due, self._expired_at + EXPIRY_PERIOD)
 
     def _turn(self, now: float) -> None:
         """Everything that is due by now."""
@@ -77,10 +82,10 @@ class Agent:
         for status in self.kubelet.turn(now):
             self._link.post({"t": "pods", "statuses": status})
         if now >= self._lease_at:
-            self._lease_at = now + self._spec.timings.lease_period
+            self._leased_at, self._lease_at = now, now + self._spec.timings.lease_period
             self._link.post({**self._follower.lease(self.kubelet.abandoned), "stand_ins": self.kubelet.stand_ins()})
-        if now >= self._expire_at:
-            self._expire_at = now + EXPIRY_PERIOD
+        if now >= self._expire_at():
+            self._expired_at = now
             self._kernel.enter()
             self._machine.expire()
             self._kernel.leave()
@@ -112,7 +117,8 @@ class Agent:
             self.proxy.on_listed(now)
         if step.changed:
             self._sync_proxy(now)
-            self._lease_at = now  # so that the controller learns at once how far this node has come
+            # so that the controller learns soon how far this node has come
+            self._lease_at = min(self._lease_at, max(now, self._leased_at + EARLY_LEASE))
         if step.message is not None:
             self._calls.on_message(step.message)
 

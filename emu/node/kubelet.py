@@ -51,7 +51,8 @@ class Kubelet:
     """All pods of one node. `wake` makes the control loop take a turn; callable from any thread."""
 
     def __init__(self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: LeaderFollower, wake: Callable[[], None]) -> None:
-        self._me, self._machine, self._kernel, self._wake = me, machine, kernel, wake
+        self._me, self._machine, self._kernel, self._wake_loop = me, machine, kernel, wake
+        self._changed = True  # has anything happened since the last turn?
         self._images = ImageTable(spec.program_paths)
         self._epoch = time.time() - kernel.now()
         self._wanted: dict[str, Pod] = {}
@@ -60,6 +61,11 @@ class Kubelet:
         self._gone: list[dict[str, Any]] = []
         self._abandoned = 0
         route_prints()
+
+    def _wake(self) -> None:
+        """Something has happened to a pod: take a turn soon. Called from any thread."""
+        self._changed = True
+        self._wake_loop()
 
     # ---- what is wanted ----------------------------------------------------------------------------------------------------------
 
@@ -99,6 +105,9 @@ class Kubelet:
 
     def turn(self, now: float) -> list[list[dict[str, Any]]]:
         """Bring what is here closer to what is wanted; the status reports to send, in batches (none: an empty list)."""
+        if not self._changed and now < self.poll_at():
+            return []
+        self._changed = False
         for key, pod in self._wanted.items():
             held = self._held.get(key)
             if held is None:

@@ -30,7 +30,7 @@ def run(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
         "labels": dict(me.labels), "pid": os.getpid(), "addresses": list(me.addresses or (me.ip,)),
     }  # fmt: skip
     follower = Follower(hello)
-    link = NodeBus(name, f"ipc://{run_dir / 'bus.pub'}", f"ipc://{run_dir / 'bus.ctl'}", follower.streams)
+    link = NodeBus(name, f"ipc://{run_dir / 'bus.pub'}", f"ipc://{run_dir / 'bus.ctl'}", follower.streams, context)
     agent = Agent(spec, me, machine, kernel, link, follower)
     signal.signal(signal.SIGTERM, lambda number, frame: agent.stop())
     kernel.start()
@@ -40,6 +40,7 @@ def run(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
         kernel.stop()
         link.close()
         carrier.close()
+        context.term()
 
 
 def data_endpoint(spec: ClusterSpec, name: str) -> str:

@@ -15,6 +15,7 @@ from emu.pod.names import Resolver
 from emu.pod.output import Log
 from emu.pod.process import Process
 from emu.pod.program import Handler, PodInfo, Program
+from emu.pod.status import pod_status
 
 if TYPE_CHECKING:
     from emu.pod.kernel import Kernel
@@ -239,8 +240,6 @@ class PodRuntime:
 
     def status(self) -> dict[str, Any]:
         """The PodStatus now."""
-        from emu.pod.status import pod_status
-
         return pod_status(self, self._pod, self._transitions, self._start_time, self._host_ip, self.kernel.now() + self._epoch)
 
     def container_statuses(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
