@@ -136,6 +136,19 @@ def redirect_output(path: Path) -> None:
     os.close(fd)
 
 
+def plug_holes() -> list[object]:
+    """Fill the free places of the interpreter's own allocator (obmalloc: a size class every 16 bytes up to 512).
+
+    What a node allocates then lies together on pages of its own, instead of one here and one there on pages that it would
+    have to copy for it. 0.2 MiB a node; the plugs themselves are copied by nobody.
+    """
+    header, share = sys.getsizeof(b""), 64 << 10
+    plugs: list[object] = [bytes(size - header) for size in range(48, 513, 16) for _ in range(share // size)]
+    plugs += [float(number) for number in range(share // 32)]
+    plugs += [object() for _ in range(share // 16)]
+    return plugs
+
+
 def main(argv: list[str]) -> None:
     """`python -m launcher.zygote RUN SUPERVISOR-PID`."""
     run, supervisor = RunDirectory(argv[1]), int(argv[2])
@@ -148,8 +161,10 @@ def main(argv: list[str]) -> None:
     zygote = Zygote(run, spec, socket.socket(fileno=SOCKET_FD), entry(spec.node_main))
     gc.disable()
     gc.collect()
+    plugs = plug_holes()
     gc.freeze()  # so that no collection in a node touches, and thereby copies, the pages all share
     zygote.loop()
+    del plugs
     zygote.last_out()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 from emu.bus.follower import Follower
 from emu.bus.zeromq import NodeBus
@@ -20,7 +19,6 @@ from emu.wire.addr import Network, parse_ip
 def run(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
     """Be the node `name` of the cluster until SIGTERM or the end of the life pipe. Called in a fresh single-threaded process."""
     me = spec.node(name)
-    run_dir = Path(spec.run_dir)
     context = open_context()
     carrier = ZmqCarrier(context, data_endpoint(spec, name))
     machine = make_machine(spec, me, carrier, incarnation)
@@ -30,7 +28,7 @@ def run(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
         "labels": dict(me.labels), "pid": os.getpid(), "addresses": list(me.addresses or (me.ip,)),
     }  # fmt: skip
     follower = Follower(hello)
-    link = NodeBus(name, f"ipc://{run_dir / 'bus.pub'}", f"ipc://{run_dir / 'bus.ctl'}", follower.streams, context)
+    link = NodeBus(name, f"ipc://{spec.run_dir}/bus.pub", f"ipc://{spec.run_dir}/bus.ctl", follower.streams, context)
     agent = Agent(spec, me, machine, kernel, link, follower)
     signal.signal(signal.SIGTERM, lambda number, frame: agent.stop())
     kernel.start()
@@ -47,9 +45,8 @@ def data_endpoint(spec: ClusterSpec, name: str) -> str:
     """Where a node's data socket is bound: a path on one machine, a loopback port where tcp is asked for."""
     if spec.transport == "tcp":
         return "tcp://127.0.0.1:0"
-    directory = Path(spec.run_dir) / "n"
-    directory.mkdir(exist_ok=True)
-    return f"ipc://{directory / name}.data"
+    os.makedirs(f"{spec.run_dir}/n", exist_ok=True)
+    return f"ipc://{spec.run_dir}/n/{name}.data"
 
 
 def make_machine(spec: ClusterSpec, me: NodeSpec, carrier: ZmqCarrier, incarnation: int) -> Machine:
