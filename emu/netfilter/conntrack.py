@@ -219,10 +219,11 @@ class Conntrack:
     def confirm(self, skb: Skb, now: float) -> bool:
         """Enter the connection of a first packet into the table. False if the packet must be dropped: another one has its key.
 
-        If the other one is the same in both directions, the packet joins it (nf_ct_resolve_clash).
+        If the other one is the same in both directions, the packet joins it (nf_ct_resolve_clash). A socket that writes to
+        itself has one key for both directions; of that nothing is remembered (Linux would list it), and each packet is NEW.
         """
         conn = skb.ct
-        if conn is None or skb.ct_reply or conn.status & (CONFIRMED | DYING):
+        if conn is None or skb.ct_reply or conn.status & (CONFIRMED | DYING) or conn.original == conn.reply:
             return True
         mine = self._table.get(conn.original)
         if mine is not None or conn.reply in self._table:

@@ -2,7 +2,7 @@
 
 The two differ. kube-proxy writes matches in its own order, without masks, `-m tcp -p tcp`, marks in eight digits and
 probabilities with ten; the kernel gives back addresses, devices and protocol first, matches in the order of their loading,
-and 31-bit probabilities. Both load unchanged. Reading is `parse`'s.
+and 31-bit probabilities. Both load unchanged. Reading is `reader`'s.
 Spec: iptables-extensions(8); iptables 1.8 `print_match_save`, `xtables_save_string`; kubernetes `pkg/util/iptables`.
 """
 
@@ -50,6 +50,12 @@ PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp", 5
 
 STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT")
 """The order in which `--ctstate` is printed."""
+
+REJECTS = frozenset(
+    "icmp-net-unreachable icmp-host-unreachable icmp-proto-unreachable icmp-port-unreachable icmp-net-prohibited icmp-host-prohibited "
+    "icmp-admin-prohibited tcp-reset icmp6-no-route icmp6-adm-prohibited icmp6-addr-unreachable icmp6-port-unreachable".split()
+)
+"""What `--reject-with` knows, in both families."""
 
 FULL_MASK = 0xFFFFFFFF
 _PLAIN = re.compile(r"[-_0-9A-Za-z]+")
