@@ -151,8 +151,8 @@ class Endpoint:
             terminating=_unless_nil(conditions.get("terminating"), False),
             node_name=obj.get("nodeName") or "",
             zone=obj.get("zone") or "",
-            zone_hints=tuple(zone["name"] for zone in hints.get("forZones") or ()),
-            node_hints=tuple(node["name"] for node in hints.get("forNodes") or ()),
+            zone_hints=tuple(zone["name"] for zone in hints.get("forZones") or ()) if hints else (),
+            node_hints=tuple(node["name"] for node in hints.get("forNodes") or ()) if hints else (),
             hostname=obj.get("hostname") or "",
             target_ref=ObjectReference(*(ref.get(key) or "" for key in ("kind", "namespace", "name", "uid"))) if ref else None,
         )

@@ -12,8 +12,9 @@ Spec: kubernetes `pkg/proxy/iptables/proxier.go` (`syncProxyRules`, `writeServic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from emu.netfilter.ruleset import (
     Accept,
@@ -69,6 +70,36 @@ class PortRules:
     size: int  # rules in `chains`
 
 
+class LateChain(Chain):
+    """A chain whose `length` rules are written when somebody first walks or prints it.
+
+    Most nodes never see a packet for most endpoints, and a Service with n of them has 3n rules on every node. Two threads that
+    look at once write the same twice, and either will do.
+    """
+
+    __slots__ = ("_subject", "_write", "length")
+    length: int
+    _write: Callable[[Any], Iterable[Rule]]
+    _subject: object
+
+    def __init__(self, name: str, length: int, write: Callable[[Any], Iterable[Rule]], subject: object) -> None:
+        put = object.__setattr__
+        put(self, "name", name)
+        put(self, "policy", None)
+        put(self, "program", None)
+        put(self, "length", length)
+        put(self, "_write", write)
+        put(self, "_subject", subject)
+
+    def __getattr__(self, name: str) -> tuple[Rule, ...]:
+        """Python asks here for a slot that holds nothing yet."""
+        if name != "rules":
+            raise AttributeError(name)
+        rules = tuple(self._write(self._subject))
+        object.__setattr__(self, "rules", rules)
+        return rules
+
+
 def host(ip: Ip) -> Network:
     """The /32 or /128 of one address."""
     return Network(ip, len(ip) * 8, int.from_bytes(ip, "big"), (1 << len(ip) * 8) - 1)
@@ -109,7 +140,7 @@ class _Writer:
             filter_node_ports=tuple(health),
             filter_firewall=tuple(self.firewall_drops()) if choice.has_any else (),
             chains=chains,
-            size=sum(len(chain.rules) for chain in chains.values()),
+            size=sum(chain.length if isinstance(chain, LateChain) else len(chain.rules) for chain in chains.values()),
         )
 
     # ---- pieces of rules
@@ -184,11 +215,12 @@ class _Writer:
         if choice.has_any and self.has_firewall:
             yield Chain(self.fw, tuple(self.firewall_chain()))
         if choice.cluster:
-            yield Chain(self.svc, tuple(self.balancing_chain(choice.cluster, internal=not self.port.internal_local)))
+            yield self.balancing_chain(self.svc, choice.cluster, internal=not self.port.internal_local)
         if choice.local:
-            yield Chain(self.svl, tuple(self.balancing_chain(choice.local, internal=self.port.internal_local)))
+            yield self.balancing_chain(self.svl, choice.local, internal=self.port.internal_local)
+        write, length = self.endpoint_rules, 2
         for endpoint in choice.used:
-            yield self.endpoint_chain(endpoint)
+            yield LateChain(self.sep[endpoint.text], length, write, endpoint)
 
     def external_chain(self) -> Iterable[Rule]:
         """KUBE-EXT: traffic from outside, which under `Cluster` must come back through this node, hence the mark."""
@@ -214,10 +246,15 @@ class _Writer:
                 yield Rule((comment, Source(host(ip))), onward)
         yield Rule((Comment(f"other traffic to {self.label} will be dropped by KUBE-PROXY-FIREWALL"),))
 
-    def balancing_chain(self, endpoints: tuple[EndpointInfo, ...], *, internal: bool) -> Iterable[Rule]:
-        """KUBE-SVC and KUBE-SVL: the i-th of n rules takes 1/(n-i) of what is left, so each endpoint gets 1/n of all."""
-        if internal:
-            yield from self.cluster_ip_masquerade()
+    def balancing_chain(self, name: str, endpoints: tuple[EndpointInfo, ...], *, internal: bool) -> Chain:
+        """KUBE-SVC and KUBE-SVL: what comes from no pod is marked, then the endpoints share the rest."""
+        first = tuple(self.cluster_ip_masquerade()) if internal else ()
+        return LateChain(name, len(first) + len(endpoints), self.balancing_rules, (first, endpoints))
+
+    def balancing_rules(self, subject: tuple[tuple[Rule, ...], tuple[EndpointInfo, ...]]) -> Iterable[Rule]:
+        """The i-th of n rules takes 1/(n-i) of what is left, so each endpoint gets 1/n of all."""
+        first, endpoints = subject
+        yield from first
         last = len(endpoints) - 1
         for i, endpoint in enumerate(endpoints):
             matches: tuple[Match, ...] = () if self.around.large_cluster else (self.comment(f"-> {endpoint.text}"),)
@@ -232,13 +269,8 @@ class _Writer:
         elif self.around.detector is not None:
             yield self.toward(self.port.cluster_ip, "cluster IP", self.around.detector.not_local, target=MARK_FOR_MASQUERADE)
 
-    def endpoint_chain(self, endpoint: EndpointInfo) -> Chain:
+    def endpoint_rules(self, endpoint: EndpointInfo) -> Iterable[Rule]:
         """KUBE-SEP: mark a pod that reaches itself (else its answer would never leave it), then DNAT."""
         comment: tuple[Match, ...] = () if self.around.large_cluster else (self.plain_comment,)
-        return Chain(
-            self.sep[endpoint.text],
-            (
-                Rule((*comment, Source(host(endpoint.to.ip))), MARK_FOR_MASQUERADE),
-                Rule((*comment, self.protocol), Dnat(endpoint.to)),
-            ),
-        )
+        yield Rule((*comment, Source(host(endpoint.to.ip))), MARK_FOR_MASQUERADE)
+        yield Rule((*comment, self.protocol), Dnat(endpoint.to))

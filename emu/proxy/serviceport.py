@@ -8,7 +8,6 @@ Spec: kubernetes `pkg/proxy/serviceport.go`, `endpointslicecache.go`; KEP-752 (s
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from emu.model.objects import Endpoint, EndpointSlice, Service
 from emu.netfilter.skb import SCTP, TCP, UDP
 from emu.proxy.names import ServicePortName
-from emu.wire.addr import Ip, Network, SockAddr
+from emu.wire.addr import Ip, Network, SockAddr, parse_ip
 
 PROTOCOL_NUMBERS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"  # another proxy's Service: any value means hands off
@@ -98,12 +97,15 @@ def read_service_ports(value: Mapping[str, Any], node: str, family: int = 4) -> 
 
 def _canonical(text: str) -> Ip | None:
     """An address in Kubernetes' old, lenient spelling: `172.30.0.041` is 172.30.0.41. None for ""."""
-    text = text.strip()
+    try:
+        return parse_ip(text)  # nearly all are spelt well
+    except ValueError:
+        text = text.strip()
     if not text:
         return None
     if ":" not in text:
         text = ".".join(str(int(part)) if part.isascii() and part.isdigit() else part for part in text.split("."))
-    return ipaddress.ip_address(text).packed
+    return parse_ip(text)
 
 
 def _is_family(ip: Ip, family: int) -> bool:
