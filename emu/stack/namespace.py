@@ -28,7 +28,7 @@ from emu.stack.route import Route, RoutingTable
 from emu.stack.socket_table import SocketTable
 from emu.stack.softnet import Softnet
 from emu.trace import REPLY, Hop, PacketSummary
-from emu.wire.addr import Ip, Network, format_ip
+from emu.wire.addr import LOOPBACK, Ip, Network, format_ip
 
 if TYPE_CHECKING:
     from emu.netfilter.conntrack import Conn
@@ -138,10 +138,13 @@ class NetNamespace:
 
     def masquerade_address(self, oif: str, dst: Ip) -> Ip | None:
         device = self.devices.get(oif)
-        if device is None or not device.addresses:
+        if device is None:
             return None
-        # inet_select_addr: the address whose subnet holds the destination, else the device's first
-        return next((ip for ip, prefix in device.addresses if dst in prefix), device.addresses[0][0])
+        # inet_select_addr: the address whose subnet holds the destination, else the device's first, else another
+        # device's; never 127.0.0.1, which is of scope host
+        own = [(ip, prefix) for ip, prefix in device.addresses if ip[0] != LOOPBACK[0]]
+        others = (ip for other in self.devices.values() for ip, _ in other.addresses if ip[0] != LOOPBACK[0])
+        return next((ip for ip, prefix in own if dst in prefix), own[0][0] if own else next(others, None))
 
     def random(self) -> float:
         return self.softnet.rng.random()
