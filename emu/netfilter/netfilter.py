@@ -49,7 +49,7 @@ class Netfilter:
 
     def __init__(self, surroundings: Surroundings, conntrack: Conntrack | None = None) -> None:
         self.around = surroundings
-        self.conntrack = conntrack or Conntrack()
+        self.conntrack = Conntrack() if conntrack is None else conntrack
         self.ruleset = EMPTY
         self.active = False
         self.drop_reason = DropReason.NETFILTER_DROP

@@ -85,7 +85,7 @@ def read_rules(text: str, *, source: str = "-", family: int = 4) -> RuleSet:
     return RuleSet(MappingProxyType(tables))
 
 
-class _At(Exception):  # noqa: N818 - carries a line's number to where it is told
+class _At(Exception):
     """A fault of an earlier line, found at the table's end."""
 
     def __init__(self, problem: str, number: int) -> None:
@@ -285,14 +285,18 @@ class _RuleReader:
         self._target = Reject(how)
 
     def to_destination(self, option: str) -> None:
-        if not isinstance(self._target, Dnat):
-            raise ValueError(f"{option} is DNAT's")
-        self._target = Dnat(_address(self._next(option)))
+        match self._target:
+            case Dnat():
+                self._target = Dnat(_address(self._next(option)))
+            case _:
+                raise ValueError(f"{option} is DNAT's")
 
     def to_source(self, option: str) -> None:
-        if not isinstance(self._target, Snat):
-            raise ValueError(f"{option} is SNAT's")
-        self._target = Snat(_address(self._next(option)), self._target.random_fully)
+        match self._target:
+            case Snat(_, random_fully):
+                self._target = Snat(_address(self._next(option)), random_fully)
+            case _:
+                raise ValueError(f"{option} is SNAT's")
 
     def random_fully(self, option: str) -> None:
         match self._target:
@@ -304,8 +308,8 @@ class _RuleReader:
                 raise ValueError(f"{option} is SNAT's and MASQUERADE's")
 
     def set_mark(self, option: str) -> None:
-        if not isinstance(self._target, SetMark):
-            raise ValueError(f"{option} is MARK's")
+        if self._target != TARGETS["MARK"]:
+            raise ValueError(f"{option} is MARK's, once")
         value, mask = _masked(self._next(option))
         match option:
             case "--set-mark":

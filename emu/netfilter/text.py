@@ -163,15 +163,15 @@ def _save_head(rule: Rule) -> Iterator[str]:
 def _save_rest(rule: Rule) -> Iterator[str]:
     ports: list[SourcePort | DestinationPort] = [match for match in rule.matches if isinstance(match, SourcePort)]
     ports += [match for match in rule.matches if isinstance(match, DestinationPort)]
+    place = _module_place(rule)
     for match in rule.matches:
+        if match is place:
+            yield from ("-m", protocol_name(match.number if isinstance(match, Protocol) else match.proto))
+            for port in ports:
+                yield from _port_words(port, shown=(0, 65535))
         match match:
-            case Source() | Destination() | InInterface() | OutInterface() | SourcePort() | DestinationPort():
+            case Source() | Destination() | InInterface() | OutInterface() | Protocol() | SourcePort() | DestinationPort():
                 pass
-            case Protocol(number, module=module):
-                if number in PORT_PROTOCOLS and (module or ports):
-                    yield from ("-m", protocol_name(number))
-                    for port in ports:
-                        yield from _port_words(port)
             case Comment(text):
                 yield from ("-m", "comment", "--comment", quote(text))
             case Statistic(probability):
@@ -186,7 +186,20 @@ def _save_rest(rule: Rule) -> Iterator[str]:
                 assert_never(match)
 
 
-def _port_words(match: SourcePort | DestinationPort) -> Iterator[str]:
+def _module_place(rule: Rule) -> Protocol | SourcePort | DestinationPort | None:
+    """Where the protocol's match module is loaded: by its own `-m`, else by the first port; None if it is not."""
+    for match in rule.matches:
+        if isinstance(match, SourcePort | DestinationPort):
+            return match
+        if isinstance(match, Protocol) and match.module and not match.invert and match.number in PORT_PROTOCOLS:
+            return match
+    return None
+
+
+def _port_words(match: SourcePort | DestinationPort, shown: tuple[int, int] | None = None) -> Iterator[str]:
+    """`shown` is the range that goes without saying."""
+    if (match.first, match.last) == shown and not match.invert:
+        return
     yield from (*_bang(match.invert), "--sport" if isinstance(match, SourcePort) else "--dport", _ports(match.first, match.last))
 
 
