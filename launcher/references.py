@@ -15,7 +15,8 @@ from emu.model.kinds import BY_GVK, Kind, kind_named
 from emu.wire.addr import SockAddr, parse_ip
 from launcher.client import Client, path_of
 
-PATIENCE = 30.0  # seconds for a deleted object to be gone
+PATIENCE = 30.0  # seconds, beside a pod's own grace period, for a deleted object to be gone
+DEFAULT_GRACE = 30.0  # seconds, core/v1 PodSpec.terminationGracePeriodSeconds
 WORKLOADS = ("deployments", "replicasets", "services", "statefulsets", "daemonsets")
 
 
@@ -62,12 +63,15 @@ def of_object(obj: dict[str, Any], namespace: str) -> Reference:
 
 def delete(client: Client, references: Sequence[Reference], *, wait: bool, ignore_not_found: bool = False) -> Iterator[str]:
     """Delete one after the other, telling of each; then wait. Goes on after one that is not there, and raises at the end."""
+    grace = 0.0
     missing: list[ApiError] = []
     waiting: list[tuple[Reference, str]] = []
     for reference in references:
         path = path_of(reference.kind, reference.namespace, reference.name)
         try:
-            uid = client.request("GET", path)["metadata"]["uid"]
+            found = client.request("GET", path)
+            uid = found["metadata"]["uid"]
+            grace = max(grace, found.get("spec", {}).get("terminationGracePeriodSeconds") or DEFAULT_GRACE)
             client.request("DELETE", path, {"propagationPolicy": "Background"})
         except ApiError as error:
             if error.code != 404:
@@ -76,10 +80,11 @@ def delete(client: Client, references: Sequence[Reference], *, wait: bool, ignor
             continue
         waiting.append((reference, uid))
         yield f'{str(reference).partition("/")[0]} "{reference.name}" deleted'
-    deadline = time.monotonic() + PATIENCE
+    patience = PATIENCE + grace
+    deadline = time.monotonic() + patience
     while wait and (waiting := [(reference, uid) for reference, uid in waiting if _is_there(client, reference, uid)]):
         if time.monotonic() > deadline:
-            raise PodwireError(f"{waiting[0][0]} is still there after {PATIENCE:.0f} s")
+            raise PodwireError(f"{waiting[0][0]} is still there after {patience:.0f} s")
         time.sleep(0.02)
     if missing and not ignore_not_found:
         raise PodwireError("\n".join(str(error) for error in missing))

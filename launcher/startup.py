@@ -25,6 +25,7 @@ from launcher.client import Client
 from launcher.rundir import RunDirectory
 
 POLL = 0.02  # seconds between two looks at what is not there yet
+COURTESY = 3  # times as long as a look took is waited before the next: who asks for everything must not keep it from happening
 HOPELESS = 3  # deaths in a row after which a process is not waited for any more
 
 
@@ -57,7 +58,11 @@ class Starting:
     def wait(self, condition: Callable[[], object], deadline: float, what: str, *processes: str) -> None:
         """Poll until `condition`. PodwireError at `deadline` (monotonic), or as soon as one of `processes` keeps dying."""
         look_at = time.monotonic() + 0.5
-        while not condition():
+        while True:
+            began = time.monotonic()
+            if condition():
+                return
+            looked = time.monotonic() - began
             if self._process.poll() is not None:
                 raise PodwireError(f"the supervisor died: {last_words(self.run, 'supervisor') or f'status {self._process.returncode}'}")
             if time.monotonic() >= look_at:
@@ -65,7 +70,7 @@ class Starting:
                 self.check_lives(processes)
             if time.monotonic() > deadline:
                 raise PodwireError(f"timed out waiting {what}")
-            time.sleep(POLL)
+            time.sleep(max(POLL, COURTESY * looked))
 
     def check_lives(self, processes: tuple[str, ...]) -> None:
         status = control.ask(self.run, {"status": True})

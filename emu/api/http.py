@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
+import websockets.http11
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
@@ -30,6 +31,7 @@ from emu.store.store import Change
 
 BOOKMARK_EVERY = 60.0  # seconds, as kube-apiserver's watch cache
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+LONGEST_LINE = 1 << 20  # bytes of an exec's request line, which holds its command: kube-apiserver's limit of all headers
 _SLOWEST = 64 << 20  # bytes that may wait for one watcher before he is cut off, and lists again
 
 
@@ -185,6 +187,7 @@ class Serving:
 async def serve(application: Starlette, *, host: str = "127.0.0.1", port: int = 0) -> Serving:
     """Listen, and serve in this event loop until `stop`. OSError if the port is taken."""
     listener = socket.create_server((host, port))
+    websockets.http11.MAX_LINE_LENGTH = max(websockets.http11.MAX_LINE_LENGTH, LONGEST_LINE)  # it has no other switch in this process
     config = uvicorn.Config(
         application, log_config=None, access_log=False, lifespan="off", ws="websockets-sansio", timeout_graceful_shutdown=1
     )

@@ -29,13 +29,15 @@ from emu.model.cluster import ClusterSpec
 from emu.registry.registry import Registry
 from emu.store.store import Change
 
+STORM = 8  # times the least time between broadcasts, while changes keep coming: each costs every node more than its contents do
 BUDGET = 64  # reconciles in one turn: a few milliseconds, so that requests and leases never wait long
 
 
 class ControlPlane:
     """Wires store, controllers and bus. `now` is the clock of leases, queues and latencies (seconds, monotonic).
 
-    `publish_period` is the least time between two broadcasts, 0 for at once: each one wakes every node.
+    `publish_period` is the least time between two broadcasts, 0 for at once: each one wakes every node. It doubles, up to `STORM`
+    times, while they follow each other (all nodes of a cluster register in the same seconds), and is forgotten after a quiet one.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class ControlPlane:
         self.collector.on_answer, self.collector.on_hop = self.calls.on_answer, self.traces.on_hop
         self.collector.on_new_life = self.calls.on_new_life
         self._beat = grace / 8
-        self._publish_period, self._published_at = publish_period, float("-inf")
+        self._publish_period = self._pause = publish_period
+        self._published_at = float("-inf")
 
     def _controllers(self) -> tuple[Any, ...]:
         cluster = self.cluster
@@ -98,7 +101,7 @@ class ControlPlane:
     def _publish(self) -> float:
         """Broadcast what has changed, unless that was done just now; seconds until it is due, inf if there is nothing."""
         now = self._now()
-        wait = self._published_at + self._publish_period - now
+        wait = self._published_at + self._pause - now
         if not self.publisher.pending or wait > 0:
             return wait if self.publisher.pending else float("inf")
         updates = self.publisher.flush()
@@ -106,6 +109,8 @@ class ControlPlane:
             self.link.publish(update)
             self.audience.on_publish(update.stream, update.sequence, now)
         if updates:
+            quiet = now >= self._published_at + 2 * self._pause
+            self._pause = self._publish_period if quiet else min(2 * self._pause, STORM * self._publish_period)
             self._published_at = now
         return float("inf")
 

@@ -1,7 +1,7 @@
 """What a rule's matches ask of a packet, compiled: a key that most packets fail at once, and tests for the rest.
 
-Most of a node's rules read `-d VIP/32 -p tcp --dport N`; those three matches become one byte string, compared with one that
-is made once a walk. Everything else is a closure. Compiled forms are kept on the rule, which outlives the rule set.
+Most of a node's rules read `-d VIP/32 -p tcp --dport N`; such exact matches become one byte string, compared with one that is
+made once a walk. Everything else is a closure. Compiled forms are kept on the rule, which outlives the rule set.
 Semantics: iptables-extensions(8). A rule set is of one address family; so are the packets that meet it.
 """
 
@@ -29,88 +29,91 @@ from emu.netfilter.ruleset import (
     SourcePort,
     Statistic,
 )
-from emu.netfilter.skb import PORT_PROTOCOLS, Skb
+from emu.netfilter.skb import Skb
 from emu.wire.addr import Network
 
 Test = Callable[[Skb, Surroundings], bool]
-Keys = tuple[bytes, bytes, bytes, bytes]
 
-ANY, ADDRESS, PORT, FULL = range(4)
-"""Kinds of key: none · destination address · protocol and destination port · all three."""
+SRC, DST, PROTO, DPORT = 1, 2, 4, 8
+"""What a key may hold, in this order; a kind of key is a sum of these. A port comes with its protocol."""
 
 PROBABILITY_BITS = 1 << 31
 """xt_statistic compares 31 random bits with a whole number."""
 
 
-def packet_keys(skb: Skb) -> Keys:
-    """The packet's value for each kind of key, made once a walk."""
-    port = b"%c%b" % (skb.proto, skb.dport.to_bytes(2, "big"))
-    return b"", skb.dst, port, skb.dst + port
+class Keys(dict[int, bytes]):
+    """A packet's own key of each kind, made when a rule first asks for it."""
+
+    def __init__(self, skb: Skb) -> None:
+        self._fields = (
+            (SRC, skb.src), (DST, skb.dst), (PROTO, bytes((skb.proto,))), (DPORT, skb.dport.to_bytes(2, "big"))
+        )  # fmt: skip
+
+    def __missing__(self, kind: int) -> bytes:
+        key = self[kind] = b"".join([value for bit, value in self._fields if kind & bit])
+        return key
 
 
 class Step:
-    """A rule ready to be asked: it matches if the packet's key of `kind` equals `key` and all `tests` hold."""
+    """A rule ready to be asked: it matches if the packet's key of `kind` equals `key` and all `tests` hold.
 
-    __slots__ = ("key", "kind", "statistic", "tests")
+    Tests are made when a packet first has the key: of ten thousand rules, few ever come so far.
+    """
 
-    def __init__(self, kind: int, key: bytes, tests: tuple[Test, ...], statistic: Statistic | None) -> None:
-        self.kind, self.key, self.tests = kind, key, tests
-        self.statistic = statistic  # for those who branch instead of throwing dice
+    __slots__ = ("_rest", "_tests", "key", "kind")
 
-    def matches(self, skb: Skb, around: Surroundings, keys: Keys) -> bool:
-        if self.key != keys[self.kind]:
-            return False
-        for test in self.tests:  # noqa: SIM110 - all() with a generator costs twice as much
-            if not test(skb, around):
-                return False
-        return True
+    def __init__(self, kind: int, key: bytes, rest: list[Match]) -> None:
+        self.kind, self.key = kind, key
+        self._rest = rest
+        self._tests: tuple[Test, ...] | None = None if rest else ()
+
+    @property
+    def tests(self) -> tuple[Test, ...]:
+        tests = self._tests
+        if tests is None:
+            rest = sorted(self._rest, key=lambda match: isinstance(match, Statistic))  # dice are thrown only if all else matches
+            tests = self._tests = tuple(test for match in rest if (test := test_of(match)) is not None)
+        return tests
 
 
 def step_of(rule: Rule) -> Step:
     """The rule's compiled form, made once."""
     step = rule.step
     if step is None:
-        step = _compile(rule)
+        step = _compile(rule.matches)
         object.__setattr__(rule, "step", step)
     return step
 
 
-def _compile(rule: Rule) -> Step:
-    address: Destination | None = None
-    protocol: Protocol | None = None
-    port: DestinationPort | None = None
+def _compile(matches: tuple[Match, ...]) -> Step:
+    """Sort a rule's matches into its key and the rest. By types, since a whole table waits for this at a sync's first packet."""
+    src = dst = proto = dport = b""
     rest: list[Match] = []
-    for match in rule.matches:
-        match match:
-            case Comment():
-                continue
-            case Destination(network, invert=False) if address is None and _single(network):
-                address = match
-            case Protocol(number, invert=False) if protocol is None and number in PORT_PROTOCOLS:
-                protocol = match
-            case DestinationPort(_, first, last, invert=False) if port is None and first == last:
-                port = match
-            case _:
-                rest.append(match)
-    if port is not None and (protocol is None or protocol.number != port.proto):
-        rest.append(port)
-        port = None
-    if port is None and protocol is not None:
-        rest.insert(0, protocol)
-    kind, key = ANY, b""
-    if address is not None:
-        kind, key = ADDRESS, address.network.address
-    if port is not None:
-        kind, key = (FULL if kind else PORT), key + b"%c%b" % (port.proto, port.first.to_bytes(2, "big"))
-    rest.sort(key=lambda match: isinstance(match, Statistic))  # dice last: they are thrown only for packets that all else matches
-    statistics = [match for match in rest if isinstance(match, Statistic)]
-    if len(statistics) > 1:
-        raise ConfigError("a rule with two statistic matches is not supported")
-    return Step(kind, key, tuple(test for match in rest if (test := test_of(match)) is not None), statistics[0] if statistics else None)
+    for match in matches:
+        kind = type(match)
+        if kind is Comment:
+            continue
+        if kind is Destination and not dst and _single(match):
+            dst = match.network.address  # type: ignore[union-attr]
+        elif kind is Source and not src and _single(match):
+            src = match.network.address  # type: ignore[union-attr]
+        elif kind is Protocol and not proto and not match.invert and match.number:  # type: ignore[union-attr]
+            proto = bytes((match.number,))  # type: ignore[union-attr]
+        else:
+            rest.append(match)
+    for match in rest:
+        if type(match) is DestinationPort and not match.invert and match.first == match.last and proto == bytes((match.proto,)):
+            dport = match.first.to_bytes(2, "big")
+            rest.remove(match)
+            break
+    kind_of_key = (SRC if src else 0) + (DST if dst else 0) + (PROTO if proto else 0) + (DPORT if dport else 0)
+    return Step(kind_of_key, src + dst + proto + dport, rest)
 
 
-def _single(network: Network) -> bool:
-    return network.length == 8 * len(network.address)
+def _single(match: Match) -> bool:
+    """Does it ask for one address only, and for nothing but it?"""
+    assert isinstance(match, Source | Destination)
+    return not match.invert and match.network.length == 8 * len(match.network.address)
 
 
 # ---- one function for each match; None: it holds for every packet ----------------------------------------------------------------
@@ -151,7 +154,7 @@ def _address(side: str, network: Network, invert: bool) -> Test | None:
     value, mask, address = network.value, network.mask, network.address
     if network.length == 0 and not invert:
         return None
-    if _single(network):
+    if network.length == 8 * len(address):
         if side == "src":
             return lambda skb, around: (skb.src == address) is not invert
         return lambda skb, around: (skb.dst == address) is not invert

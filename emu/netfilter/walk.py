@@ -10,11 +10,11 @@ Decides what the rules say. What follows from it (translation, an ICMP error) is
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
+from itertools import pairwise
 from typing import assert_never
 
 from emu.netfilter.hooks import Surroundings, Verdict
-from emu.netfilter.match import ANY, Keys, Step, packet_keys, step_of
+from emu.netfilter.match import Keys, Step, step_of
 from emu.netfilter.ruleset import Accept, Chain, Dnat, Drop, Jump, Masquerade, Reject, Return, Rule, SetMark, Snat, Table
 from emu.netfilter.skb import Skb
 from emu.netfilter.text import rule_line
@@ -25,32 +25,35 @@ Outcome = Accept | Drop | Reject | Dnat | Snat | Masquerade
 ACCEPT, DROP = Accept(), Drop()
 _POLICIES: dict[Verdict | None, Outcome] = {Verdict.ACCEPT: ACCEPT, Verdict.DROP: DROP, None: ACCEPT}
 _SHORT = 4  # a run of fewer rules with one kind of key is not worth its own search
+MIXED = 0
+"""The kind of a run whose rules are asked one after the other; also of a rule without a key."""
 
-Run = tuple[Callable[[bytes, int], int] | None, int, tuple[Step, ...], tuple[Rule, ...]]
-"""The search for a key (None: ask one rule after the other), the kind of key, and the rules themselves."""
+Search = Callable[[bytes, int], int]
+"""Where in a run the next equal key stands, from an index on; ValueError if nowhere."""
+
+Run = tuple[Search | None, int, tuple[Step, ...], tuple[Rule, ...]]
+"""The search (None: MIXED), the kind of key, and the rules themselves."""
 
 Program = tuple[Run, ...]
 
 
 def compile_chain(chain: Chain) -> Program:
     """Runs of rules, in order; their concatenation is the chain."""
-    groups: list[tuple[int, list[Rule]]] = []
-    for kind, members in groupby(chain.rules, key=lambda rule: step_of(rule).kind):
-        rules = list(members)
-        if len(rules) < _SHORT or kind == ANY:
-            kind = ANY
-            if groups and groups[-1][0] == ANY:
-                groups[-1][1].extend(rules)
-                continue
-        groups.append((kind, rules))
-    program = tuple(_run(kind, tuple(rules)) for kind, rules in groups)
+    steps = [rule.step or step_of(rule) for rule in chain.rules]
+    ends = [at for at in range(1, len(steps)) if steps[at].kind != steps[at - 1].kind]
+    runs: list[tuple[int, int, int]] = []  # kind, start, stop
+    for start, stop in pairwise((0, *ends, len(steps))):
+        kind = steps[start].kind if stop - start >= _SHORT else MIXED
+        if runs and runs[-1][0] == kind == MIXED:
+            start = runs.pop()[1]
+        runs.append((kind, start, stop))
+    program = tuple(_run(kind, tuple(steps[start:stop]), chain.rules[start:stop]) for kind, start, stop in runs)
     object.__setattr__(chain, "program", program)
     return program
 
 
-def _run(kind: int, rules: tuple[Rule, ...]) -> Run:
-    steps = tuple(map(step_of, rules))
-    return (None if kind == ANY else tuple([step.key for step in steps]).index), kind, steps, rules
+def _run(kind: int, steps: tuple[Step, ...], rules: tuple[Rule, ...]) -> Run:
+    return (None if kind == MIXED else tuple([step.key for step in steps]).index), kind, steps, rules
 
 
 class Walk:
@@ -60,7 +63,7 @@ class Walk:
 
     def __init__(self, table: Table, skb: Skb, around: Surroundings) -> None:
         self.table, self.skb, self.around = table, skb, around
-        self.keys: Keys = packet_keys(skb)
+        self.keys = Keys(skb)
         self.reported = skb.rules
 
     def chain(self, chain: Chain) -> Outcome | None:
@@ -105,28 +108,28 @@ class Walk:
         self.reported = skb.rules
 
 
-def _next(
-    search: Callable[[bytes, int], int] | None, key: bytes, steps: tuple[Step, ...], at: int, skb: Skb, around: Surroundings, keys: Keys
-) -> int:
+def _next(search: Search | None, key: bytes, steps: tuple[Step, ...], at: int, skb: Skb, around: Surroundings, keys: Keys) -> int:
     """The index of the next rule of a run that matches, or the run's length."""
     end = len(steps)
-    if search is None:
-        while at < end:
-            if steps[at].matches(skb, around, keys):
-                return at
-            at += 1
-        return end
-    while True:
-        try:
-            at = search(key, at)
-        except ValueError:
-            return end
-        for test in steps[at].tests:
+    while at < end:
+        if search is None:
+            step = steps[at]
+            if step.key != keys[step.kind]:
+                at += 1
+                continue
+        else:
+            try:
+                at = search(key, at)
+            except ValueError:
+                return end
+            step = steps[at]
+        for test in step.tests:
             if not test(skb, around):
                 break
         else:
             return at
         at += 1
+    return end
 
 
 def _note(rule: Rule) -> str | None:

@@ -24,7 +24,7 @@ from emu.proxy.syncer import Proxy
 from emu.wire.addr import Network, parse_ip
 
 EXPIRY_PERIOD = 1.0  # seconds between looks at conntrack's deadlines, at least: nothing depends on when an expired entry goes
-EARLY_LEASE = 0.02  # seconds between leases that only say how far this node has come
+EARLY_LEASE = 5e-4  # seconds, times nodes, between leases that only say how far this node has come: they all say so at once
 IDLE_PERIOD = 10.0  # seconds the loop sleeps at most
 
 
@@ -41,6 +41,7 @@ class Agent:
         )
         self.proxy = Proxy(ProxyConfig.parse(spec.proxy, cluster_cidr=spec.pod_cidr), self.view)
         machine.node.route_localnet = self.proxy.route_localnet
+        self._early_lease = min(EARLY_LEASE * len(spec.nodes), spec.timings.lease_period)
         self._listed = False
         self._calls = Calls(self.kubelet, machine, kernel, link.post, self.proxy)
         self._lease_at = self._leased_at = 0.0
@@ -55,6 +56,7 @@ class Agent:
 
     def run(self, life_fd: int) -> None:
         """Loop until `stop` is called or the life pipe ends."""
+        self._lease_at = monotonic() + self._spec.timings.lease_period  # a lease before the hello would only have it asked for again
         while not self.stopping:
             now = monotonic()
             for message in self._link.poll(max(0.0, min(self._next_at(now), now + IDLE_PERIOD) - now)):
@@ -118,7 +120,7 @@ class Agent:
         if step.changed:
             self._sync_proxy(now)
             # so that the controller learns soon how far this node has come
-            self._lease_at = min(self._lease_at, max(now, self._leased_at + EARLY_LEASE))
+            self._lease_at = min(self._lease_at, max(now, self._leased_at + self._early_lease))
         if step.message is not None:
             self._calls.on_message(step.message)
 

@@ -163,7 +163,7 @@ class LeaderFollower:
                 if softnet.due and not self.handling:
                     self._handle()
         self.leader = None
-        if self.waiting or self._spare_until == INFINITY:
+        if self.waiting or self._spare_until > softnet.now + 2 * LOOK:
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -173,7 +173,7 @@ class LeaderFollower:
             parked, heir.parked = heir.parked, None
             if parked is not None:
                 parked.release()
-        elif self._spare_until == INFINITY:
+        elif self._spare_until > self.softnet.now + 2 * LOOK:
             self._wake_spare()
 
     def _follow(self, waiter: Waiter, deadline: float | None) -> None:

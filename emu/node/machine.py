@@ -75,12 +75,13 @@ class Machine:
         A peer that is not Ready keeps its routes, as a kubelet that stops does not take flannel's entries with it, but the pipe
         to it is closed, so that nothing waits there for its next life.
         """
-        before = {name: peer.address for name, peer in self._peers.items()}
+        moved = False
         for name, value in changes:
             if name == self.me.name:
                 continue
             known = self._peers.pop(name, None)
             peer = None if value is None else Peer.of(value)
+            moved |= (known and known.address) != (peer and peer.address)
             if known is not None and (peer is None or not peer.same_pipe(known)):
                 self.carrier.remove_peer(known.address.ip)
                 self.underlay.incarnations.pop(known.address.ip, None)
@@ -88,9 +89,8 @@ class Machine:
                 self._peers[name] = peer
                 self.underlay.incarnations[peer.address.ip] = peer.incarnation
                 self.carrier.add_peer(peer.address.ip, peer.endpoint)
-        addresses = {name: peer.address for name, peer in self._peers.items()}
-        if addresses != before:
-            self.cni.set_peers(list(addresses.values()))
+        if moved:
+            self.cni.set_peers([peer.address for peer in self._peers.values()])
 
     def take_hops(self) -> list[Hop]:
         """The hops recorded since the last call."""

@@ -43,13 +43,16 @@ class RoutingTable:
 
     def add(self, route: Route) -> None:
         """Add or replace the route to a prefix."""
-        self._by_length.setdefault(route.prefix.length, {})[route.prefix.value] = route
-        self._reorder()
+        table = self._by_length.setdefault(route.prefix.length, {})
+        table[route.prefix.value] = route
+        if len(table) == 1:  # perhaps the first of its length
+            self._reorder()
 
     def remove(self, prefix: Network) -> None:
         """Take the route to a prefix away; no error if there is none."""
-        self._by_length.get(prefix.length, {}).pop(prefix.value, None)
-        self._reorder()
+        table = self._by_length.get(prefix.length, {})
+        if table.pop(prefix.value, None) is not None and not table:
+            self._reorder()
 
     def _reorder(self) -> None:
         # masks are precomputed so that a look-up is one `and` and one dict access per prefix length in use

@@ -129,7 +129,6 @@ class World:
         else:
             node.cni.set_peers([self.fabric.machines["node-1"].me])
 
-
     def tables(self) -> Iterator[object]:
         """Everything that the stack remembers or counts."""
         for ns in self.spaces:
