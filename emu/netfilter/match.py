@@ -44,14 +44,17 @@ PROBABILITY_BITS = 1 << 31
 class Keys(dict[int, bytes]):
     """A packet's own key of each kind, made when a rule first asks for it."""
 
-    def __init__(self, skb: Skb) -> None:
-        self._fields = (
-            (SRC, skb.src), (DST, skb.dst), (PROTO, bytes((skb.proto,))), (DPORT, skb.dport.to_bytes(2, "big"))
-        )  # fmt: skip
+    def __init__(self, fields: tuple[tuple[int, bytes], ...]) -> None:
+        self._fields = fields
 
     def __missing__(self, kind: int) -> bytes:
         key = self[kind] = b"".join([value for bit, value in self._fields if kind & bit])
         return key
+
+
+def packet_keys(skb: Skb) -> Keys:
+    """The packet's keys, made once a walk."""
+    return Keys(((SRC, skb.src), (DST, skb.dst), (PROTO, bytes((skb.proto,))), (DPORT, skb.dport.to_bytes(2, "big"))))
 
 
 class Step:
@@ -74,6 +77,10 @@ class Step:
             rest = sorted(self._rest, key=lambda match: isinstance(match, Statistic))  # dice are thrown only if all else matches
             tests = self._tests = tuple(test for match in rest if (test := test_of(match)) is not None)
         return tests
+
+    def matches(self, skb: Skb, around: Surroundings, keys: Keys) -> bool:
+        """Ask the one rule; a walk does the same in line."""
+        return self.key == keys[self.kind] and all(test(skb, around) for test in self.tests)
 
 
 def step_of(rule: Rule) -> Step:
@@ -106,6 +113,11 @@ def _compile(matches: tuple[Match, ...]) -> Step:
             dport = match.first.to_bytes(2, "big")
             rest.remove(match)
             break
+    if len(rest) > 1 and sum(type(match) is Statistic for match in rest) > 1:
+        raise ConfigError("a rule with two statistic matches is not supported")
+    for match in rest:  # now, and not when a packet comes by
+        if type(match) is AddressType and match.kind != "LOCAL":
+            raise ConfigError(f"addrtype {match.kind} is not supported, only LOCAL")
     kind_of_key = (SRC if src else 0) + (DST if dst else 0) + (PROTO if proto else 0) + (DPORT if dport else 0)
     return Step(kind_of_key, src + dst + proto + dport, rest)
 
@@ -185,8 +197,7 @@ def _conntrack_state(states: tuple[str, ...], invert: bool) -> Test:
 
 
 def _address_type(side: str, kind: str, invert: bool) -> Test:
-    if kind != "LOCAL":
-        raise ConfigError(f"addrtype {kind} is not supported, only LOCAL")
+    assert kind == "LOCAL", kind
     if side == "src":
         return lambda skb, around: around.is_local(skb.src) is not invert
     return lambda skb, around: around.is_local(skb.dst) is not invert

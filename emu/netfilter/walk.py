@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import assert_never
 
 from emu.netfilter.hooks import Surroundings, Verdict
-from emu.netfilter.match import Keys, Step, step_of
+from emu.netfilter.match import Keys, Step, packet_keys, step_of
 from emu.netfilter.ruleset import Accept, Chain, Dnat, Drop, Jump, Masquerade, Reject, Return, Rule, SetMark, Snat, Table
 from emu.netfilter.skb import Skb
 from emu.netfilter.text import rule_line
@@ -42,7 +42,7 @@ def compile_chain(chain: Chain) -> Program:
     steps = [rule.step or step_of(rule) for rule in chain.rules]
     ends = [at for at in range(1, len(steps)) if steps[at].kind != steps[at - 1].kind]
     runs: list[tuple[int, int, int]] = []  # kind, start, stop
-    for start, stop in pairwise((0, *ends, len(steps))):
+    for start, stop in pairwise((0, *ends, len(steps)) if steps else ()):
         kind = steps[start].kind if stop - start >= _SHORT else MIXED
         if runs and runs[-1][0] == kind == MIXED:
             start = runs.pop()[1]
@@ -63,7 +63,7 @@ class Walk:
 
     def __init__(self, table: Table, skb: Skb, around: Surroundings) -> None:
         self.table, self.skb, self.around = table, skb, around
-        self.keys = Keys(skb)
+        self.keys = packet_keys(skb)
         self.reported = skb.rules
 
     def chain(self, chain: Chain) -> Outcome | None:
