@@ -5,7 +5,7 @@ Everything here is a place on one of two journeys; `ls emu/` walks them.
     DATA     container thread - socket - TCP/UDP - pod eth0 = veth = node: PREROUTING - route - FORWARD - POSTROUTING - CNI device
                = ZeroMQ = peer node: CNI device - PREROUTING - route - FORWARD - POSTROUTING = veth = eth0 - TCP/UDP - socket - thread
 
-               pod  >  tcp, stack  >  netfilter  >  cni  >  overlay  >  (the peer node, backwards)
+               programs, pod  >  tcp, stack  >  netfilter  >  cni  >  overlay  >  (the peer node, backwards)
 
     CONTROL  manifest - Kubernetes API - store (revision) - controllers - broadcast (ZeroMQ, snapshot + numbered updates)
                - node's mirror - proxy: changes - endpoint choice - rules - one atomic swap of the node's rule set
