@@ -121,6 +121,8 @@ def _service(service: Object, wanted: str, proto: str | None) -> Target:
         return Target(ip, None, "icmp")
     fitting = [p for p in ports if proto is None or p.get("protocol", "TCP").lower() == proto]
     if not wanted:
+        if len(fitting) != 1 and proto is None:
+            return Target(ip, None, "icmp")  # no port stands out, so the address itself is asked
         if len(fitting) != 1:
             _unclear(f"to: {name} has {len(fitting)} ports; say which: {_listed(ports)}")
         return Target(ip, fitting[0]["port"], fitting[0].get("protocol", "TCP").lower())

@@ -53,6 +53,7 @@ def test_from(store, text, namespace, expected):
         ("node/node-1", None, None, Target("192.168.0.2", None, "icmp")),
         ("node/node-1:30080", None, None, Target("192.168.0.2", 30080, "tcp")),
         ("10.1.2.3", None, None, Target("10.1.2.3", None, "icmp")),
+        ("svc/two", None, None, Target("10.96.0.11", None, "icmp")),
         ("10.1.2.3:53", None, "udp", Target("10.1.2.3", 53, "udp")),
         ("[fd00::1]:53", None, None, Target("fd00::1", 53, "tcp")),
         ("fd00::1", None, None, Target("fd00::1", None, "icmp")),
@@ -65,7 +66,6 @@ def test_to(store, text, port, proto, expected):
 @pytest.mark.parametrize(
     ("text", "port", "proto", "code", "message"),
     [
-        ("svc/two", None, None, 400, r"has 2 ports; say which: 80 \(http\), 53 \(dns\)"),
         ("svc/web:https", None, None, 400, "no port named 'https'"),
         ("svc/nope", None, None, 404, "not found in namespace default"),
         ("svc/headless", None, None, 400, "no cluster IP; trace to one of its pods"),
