@@ -1,9 +1,8 @@
 """Reads rule sets: what `iptables-save` prints, and what kube-proxy feeds to `iptables-restore`.
 
 Decides which rule a line means. Whatever it does not know, an option, a match, a target, is an error that names the line: a rule
-half understood would let the wrong packets through. Counters are read over. The family is that of the addresses.
-Reading what `text` printed gives the same rules; from `save_text`, matches in the kernel's order and MARK as --set-xmark.
-Spec: iptables-extensions(8), ip(6)tables-restore(8).
+half understood would let the wrong packets through. Counters are read over. Reading what `text` printed gives the same rules;
+from `save_text`, matches in the kernel's order and MARK as --set-xmark. Spec: iptables-extensions(8), ip(6)tables-restore(8).
 """
 
 from __future__ import annotations
@@ -131,7 +130,10 @@ class _TableReader:
             if self._policies[target] is not None:
                 raise _At(f"nothing may jump to the built-in chain {target}", number)
         chains = {name: Chain(name, tuple(rules), self._policies[name]) for name, rules in self._rules.items()}
-        return Table(self.name, MappingProxyType(chains))
+        table = Table(self.name, MappingProxyType(chains))
+        if loop := table.loop():
+            raise ValueError(f"chains of table {self.name} jump in a circle: {' -> '.join(loop)}")
+        return table
 
 
 class _RuleReader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -228,6 +229,18 @@ class Table:
     name: str
     chains: Mapping[str, Chain]
 
+    def loop(self) -> tuple[str, ...]:
+        """The chains of a loop of jumps, in order; empty if there is none, as the kernel insists."""
+        try:
+            TopologicalSorter({chain.name: _jumps(chain) for chain in self.chains.values()}).prepare()
+        except CycleError as found:
+            return tuple(reversed(found.args[1][1:]))
+        return ()
+
+
+def _jumps(chain: Chain) -> list[str]:
+    return [rule.target.chain for rule in chain.rules if isinstance(rule.target, Jump)]
+
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
@@ -236,7 +249,7 @@ class RuleSet:
     tables: Mapping[str, Table] = field(default_factory=lambda: MappingProxyType({}))
 
     def check(self) -> None:
-        """Assert what `iptables-restore` would insist on: every jump has a target chain of the same table, no built-in is jumped to."""
+        """Assert what `iptables-restore` insists on: every jump leads to a chain of the same table, none to a built-in or in a circle."""
         for table in self.tables.values():
             for chain in table.chains.values():
                 for rule in chain.rules:
@@ -244,6 +257,8 @@ class RuleSet:
                         target = table.chains.get(rule.target.chain)
                         assert target is not None, f"{table.name}: {chain.name} jumps to {rule.target.chain}, which does not exist"
                         assert target.policy is None, f"{table.name}: {chain.name} jumps to the built-in {target.name}"
+            loop = table.loop()
+            assert not loop, f"{table.name}: {' jumps to '.join((*loop, loop[0]))}: a circle"
 
 
 EMPTY = RuleSet()
