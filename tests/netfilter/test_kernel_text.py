@@ -24,7 +24,10 @@ def plain(dump: str) -> dict[str, list[str]]:
             lines = tables.setdefault(line, [])
         elif not line.startswith("#"):
             lines.append(line.rpartition(" [")[0] or line)
-    return {name: sorted(line for line in lines if line[0] == ":") + [line for line in lines if line[0] != ":"] for name, lines in tables.items()}
+    return {
+        name: sorted(line for line in lines if line[0] == ":") + [line for line in lines if line[0] != ":"]
+        for name, lines in tables.items()
+    }
 
 
 @pytest.mark.parametrize("form", [restore_text, save_text], ids=["restore", "save"])
@@ -35,4 +38,4 @@ def test_what_we_print_loads_and_comes_back_as_we_save_it(backend, form):
         run(f"ip netns exec {name} {backend}-restore", stdin=form(vocabulary()))
         saved = run(f"ip netns exec {name} {backend}-save")
     assert plain(saved) == plain(save_text(vocabulary()))
-    assert save_text(read_rules(saved)) == save_text(read_rules(save_text(vocabulary()))), "a real dump is read as it is"
+    assert plain(save_text(read_rules(saved))) == plain(saved), "a real dump is read as it is"
