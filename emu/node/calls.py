@@ -17,6 +17,7 @@ from emu.node.machine import Machine
 from emu.node.probe import Probe
 from emu.proxy.syncer import Proxy
 from emu.stack.bridge import Bridge
+from emu.stack.device import Device
 from emu.stack.vxlan import Vxlan
 from emu.wire.addr import SockAddr, format_ip, format_mac, parse_ip
 
@@ -87,11 +88,10 @@ class Calls:
                     "name": device.name, "kind": device.kind, "mtu": device.mtu, "mac": format_mac(device.mac) if device.mac else None,
                     "addresses": [f"{format_ip(ip)}/{prefix.length}" for ip, prefix in device.addresses],
                     "master": device.master.name if device.master is not None else None,
-                    **(
-                        {"ports": sorted(device.ports)}
-                        if isinstance(device, Bridge)
-                        else {"rx_packets": device.rx_packets, "tx_packets": device.tx_packets}
-                    ),
+                    # what a bridge has carried, its ports have
+                    "rx_packets": sum(part.rx_packets for part in _parts(device)),
+                    "tx_packets": sum(part.tx_packets for part in _parts(device)),
+                    **({"ports": sorted(device.ports)} if isinstance(device, Bridge) else {}),
                     **({"fdb": {format_mac(mac): format_ip(ip) for mac, ip in device.fdb.items()}} if isinstance(device, Vxlan) else {}),
                 }
                 for device in node.devices.values()
@@ -150,3 +150,7 @@ class Calls:
             return {"stdout": self._kubelet.logs(params)}
         self._running[number] = self._kubelet.follow(params, lambda body, last: self._answer(number, body, last=last))
         return None
+
+
+def _parts(device: Device) -> list[Device]:
+    return list(device.ports.values()) if isinstance(device, Bridge) else [device]
