@@ -25,7 +25,7 @@ from launcher.client import Client
 from launcher.rundir import RunDirectory
 
 POLL = 0.02  # seconds between two looks at what is not there yet
-COURTESY = 3  # times as long as a look took is waited before the next: who asks for everything must not keep it from happening
+COURTESY, LONGEST_POLL = 3, 0.1  # times as long as a look took; who asks for everything must not keep it from happening
 HOPELESS = 3  # deaths in a row after which a process is not waited for any more
 
 
@@ -70,7 +70,7 @@ class Starting:
                 self.check_lives(processes)
             if time.monotonic() > deadline:
                 raise PodwireError(f"timed out waiting {what}")
-            time.sleep(max(POLL, COURTESY * looked))
+            time.sleep(min(max(POLL, COURTESY * looked), LONGEST_POLL))
 
     def check_lives(self, processes: tuple[str, ...]) -> None:
         status = control.ask(self.run, {"status": True})
