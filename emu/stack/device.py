@@ -83,9 +83,18 @@ class Device:
             skb.iif, skb.physin = self.master.name, self.name
             self.master.bridge_rcv(self, skb)
 
+    def transmit(self, data: bytes, gso_size: int, trace: int) -> None:
+        """Put a finished packet on the wire."""
+        raise NotImplementedError
+
+    def forward(self, data: bytes, head: bytes, gso_size: int) -> None:
+        """The fast path out: the packet as it came in, with the bytes that the flow's decision changed."""
+        self.transmit(data[:6] + head + data[24:], gso_size, 0)
+
     def xmit(self, skb: Skb, next_hop: Ip) -> None:
         """The slow path out: `next_hop` is an address that `resolve` knows."""
-        raise NotImplementedError
+        self.ns.remember(skb, self.mtu, self.forward)
+        self.transmit(bytes(skb.buf), skb.gso_size, skb.trace)
 
     def resolve(self, ip: Ip) -> bool:
         """Does a neighbour on this device's link answer for the address? (What ARP would find out.)"""
@@ -110,13 +119,6 @@ class Loopback(Device):
     def transmit(self, data: bytes, gso_size: int, trace: int) -> None:
         self.sent(len(data))
         self._softnet.backlog.append((self.receive, data, gso_size, trace))
-
-    def forward(self, data: bytes, head: bytes, gso_size: int) -> None:
-        self.transmit(data[:6] + head + data[24:], gso_size, 0)
-
-    def xmit(self, skb: Skb, next_hop: Ip) -> None:
-        self.ns.remember(skb, self.mtu, self.forward)
-        self.transmit(bytes(skb.buf), skb.gso_size, skb.trace)
 
     def resolve(self, ip: Ip) -> bool:
         return True
@@ -149,14 +151,6 @@ class Veth(Device):
         self.tx_packets += 1
         self.tx_bytes += len(data)
         self._softnet.backlog.append((peer.receive, data, gso_size, trace))
-
-    def forward(self, data: bytes, head: bytes, gso_size: int) -> None:
-        """The fast path out: the packet as it came in, with the bytes that the flow's decision changed."""
-        self.transmit(data[:6] + head + data[24:], gso_size, 0)
-
-    def xmit(self, skb: Skb, next_hop: Ip) -> None:
-        self.ns.remember(skb, self.mtu, self.forward)
-        self.transmit(bytes(skb.buf), skb.gso_size, skb.trace)
 
     def resolve(self, ip: Ip) -> bool:
         peer = self.peer
