@@ -52,9 +52,14 @@ def error(ns: NetNamespace, skb: Skb, kind: int, code: int, mtu: int = 0) -> Non
     src = skb.dst if ns.is_local(skb.dst) else ns.source_for(skb.src)
     if src is None:
         return
-    answer = Skb.parse(message(src, skb.src, kind, code, 0, mtu, bytes(skb.buf[:QUOTE])))
+    _answer(ns, skb, message(src, skb.src, kind, code, 0, mtu, bytes(skb.buf[:QUOTE])))
+
+
+def _answer(ns: NetNamespace, skb: Skb, data: bytes) -> None:
+    """Send a complaint about `skb`. It belongs to the connection, even one never confirmed (nf_ct_attach), so NAT translates it."""
+    answer = Skb.parse(data)
     assert isinstance(answer, Skb), answer
-    if skb.ct is not None:  # nf_ct_attach: the complaint belongs to the connection, also when that is never confirmed
+    if skb.ct is not None:
         answer.ct, answer.ct_reply, answer.ct_state = skb.ct, not skb.ct_reply, CtState.RELATED
     answer.trace = skb.trace | REPLY if skb.trace else 0
     ns.local_out(answer)
@@ -67,7 +72,7 @@ def reject(ns: NetNamespace, skb: Skb) -> None:
         if skb.proto == TCP:
             reset = reset_for(bytes(skb.buf), skb.l4)
             if reset is not None:
-                ns.output(reset, 0, skb.trace | REPLY if skb.trace else 0)
+                _answer(ns, skb, reset)
         return
     error(ns, skb, DEST_UNREACHABLE, REJECT_CODES[with_])
 
