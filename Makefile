@@ -52,6 +52,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_rtt
 	$(BIN)/python -m benchmarks.bench_first
 	$(BIN)/python -m benchmarks.bench_nodes
+	$(BIN)/python -m benchmarks.bench_walk
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

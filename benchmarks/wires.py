@@ -70,11 +70,11 @@ def veth(stack: ExitStack, cpus: tuple[int, int]) -> Round:
         raise PermissionError("a veth pair needs root")
 
     def server(_: int, out: int) -> None:
-        _unshare_network()
+        unshare_network()
         os.write(out, b"+")
         while "pwbench1" not in {name for _, name in socket.if_nameindex()}:
             time.sleep(0.001)
-        _ip("link set lo up", "addr add 10.99.0.2/24 dev pwbench1", "link set pwbench1 up")
+        ip("link set lo up", "addr add 10.99.0.2/24 dev pwbench1", "link set pwbench1 up")
         with socket.create_server(("10.99.0.2", 7)) as listener:
             os.write(out, b"+")
             conn, _peer = listener.accept()
@@ -86,8 +86,8 @@ def veth(stack: ExitStack, cpus: tuple[int, int]) -> Round:
     far.ready()
 
     def client(orders: int, out: int) -> None:
-        _unshare_network()
-        _ip(f"link add pwbench0 type veth peer name pwbench1 netns {far.pid}", "addr add 10.99.0.1/24 dev pwbench0", "link set pwbench0 up")
+        unshare_network()
+        ip(f"link add pwbench0 type veth peer name pwbench1 netns {far.pid}", "addr add 10.99.0.1/24 dev pwbench0", "link set pwbench0 up")
         far.ready()
         with socket.create_connection(("10.99.0.2", 7), timeout=10) as conn:
             conn.settimeout(None)
@@ -124,13 +124,15 @@ def _pair(stack: ExitStack, cpus: tuple[int, int], far: Callable[[], Ends], near
     return client.round
 
 
-def _unshare_network() -> None:
+def unshare_network() -> None:
+    """Give this process a network namespace of its own; PermissionError without the right to."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
-def _ip(*orders: str) -> None:
+def ip(*orders: str) -> None:
+    """Run `ip` commands in this process's namespace."""
     for order in orders:
         subprocess.run(["ip", *order.split()], check=True, capture_output=True)
