@@ -209,7 +209,7 @@ class NetNamespace:
             self.drops[DropReason.REJECTED] += 1
             icmp.reject(self, skb)
         else:
-            self.drop(skb, DropReason.NETFILTER_DROP, hook.name)
+            self.drop(skb, self.netfilter.drop_reason, hook.name)
         return False
 
     def unreachable(self, skb: Skb, device: Device, next_hop: Ip) -> None:

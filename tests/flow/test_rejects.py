@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from emu.errors import DropReason
 from emu.netfilter.conn import Conn
 from emu.stack.namespace import NetNamespace
 from emu.stack.tcp_sockets import TcpSocket
@@ -41,3 +42,12 @@ def test_a_refusal_after_translation_reaches_the_client(source: str, how: str) -
     assert refused(client if source == "pod" else node, fabric).error == REFUSALS[how]
     left: list[Conn] = list(node.netfilter.conntrack)
     assert left == [], "what was refused is no connection"
+
+
+def test_a_full_conntrack_table_is_told_apart_from_a_rule_that_drops() -> None:
+    fabric = Fabric(1)
+    client, node = fabric.pod(1, "client"), fabric.machines["node-1"].node
+    node.swap(rules(table("filter", "FORWARD -p udp -j DROP")))
+    node.netfilter.conntrack.max_entries = 0
+    refused(client, fabric)
+    assert node.drops == {DropReason.CONNTRACK_FULL: 1}
