@@ -11,7 +11,7 @@ from enum import Enum, IntFlag
 from typing import Any
 
 from emu.netfilter.skb import ICMP, PORT_PROTOCOLS, PROTOCOL_NAMES, SCTP, TCP, UDP
-from emu.netfilter.tcp_states import TcpState
+from emu.netfilter.tcp_states import Segment, TcpState
 from emu.wire.addr import Ip, format_ip
 
 
@@ -68,15 +68,16 @@ class Conn:
     """
 
     __slots__ = (
-        "bytes", "due", "epoch", "expires", "flows", "mark", "original", "packets", "proto", "reply", "reply_bytes", "reply_packets",
-        "state", "status", "stream_after", "syn_ignored", "timeout",
+        "bytes", "closing", "due", "epoch", "expires", "flows", "last", "mark", "original", "packets", "proto", "reply", "reply_bytes",
+        "reply_packets", "state", "status", "stream_after", "timeout",
     )  # fmt: skip
 
     def __init__(self, original: bytes) -> None:
         self.original, self.reply = original, invert(original)
         self.proto = original[0]
         self.state = TcpState.NONE  # TCP only
-        self.syn_ignored: bool | None = None  # TCP: direction (is it the reply's?) of a SYN that changed nothing
+        self.last: tuple[Segment, bool] | None = None  # TCP: the latest segment of the connection, and whether it was the reply's
+        self.closing = False  # TCP: one side has sent FIN
         self.stream_after = 0.0  # UDP: from then on, an answered flow is a stream
         self.status = self.mark = self.epoch = 0
         self.timeout = self.expires = self.due = 0.0

@@ -32,7 +32,6 @@ _ECHO_REQUEST = 8
 _UDP_STREAM_AGE = 2.0  # nf_conntrack_udp_packet: an answered flow older than this is a stream
 _MIN_PROBES = 8  # NF_CT_EVICTION_RANGE: how many entries early drop looks at
 
-
 TCP_TIMEOUTS: Mapping[TcpState, float] = {
     TcpState.SYN_SENT: 120, TcpState.SYN_RECV: 60, TcpState.ESTABLISHED: 432000, TcpState.FIN_WAIT: 120, TcpState.CLOSE_WAIT: 60,
     TcpState.LAST_ACK: 30, TcpState.TIME_WAIT: 120, TcpState.CLOSE: 10, TcpState.SYN_SENT2: 120,
@@ -132,8 +131,7 @@ class Conntrack:
             self.stats["drop"] += 1
             return False
         conn = Conn(skb.tuple_key)
-        conn.state = state
-        conn.stream_after = now + _UDP_STREAM_AGE
+        conn.state, conn.stream_after = state, now + _UDP_STREAM_AGE
         skb.ct, skb.ct_reply, skb.ct_state = conn, False, CtState.NEW
         self.stats["new"] += 1
         self._refresh(conn, self._timeout(conn, now), now)
@@ -154,8 +152,7 @@ class Conntrack:
         if conn.proto == UDP and conn.status & SEEN_REPLY and not conn.status & ASSURED and now >= conn.stream_after:
             conn.status |= ASSURED
             conn.epoch += 1
-        if not conn.status & DYING:
-            self._refresh(conn, self._timeout(conn, now), now)
+        self._refresh(conn, self._timeout(conn, now), now)
         self._account(conn, reply, skb)
         skb.ct_state = self._state(conn, reply)
         return True
@@ -168,18 +165,20 @@ class Conntrack:
         """Move a TCP connection on; False if that has settled what the packet is (nf_conntrack_tcp_packet)."""
         reply, segment = skb.ct_reply, segment_of(skb.buf[skb.l4 + 13])
         new = next_state(conn.state, reply, segment)
-        if new == TcpState.SYN_SENT and conn.state in (TcpState.TIME_WAIT, TcpState.CLOSE):  # opened anew: NF_REPEAT
-            self.delete(conn)
-            skb.ct, skb.ct_reply = None, False
-            self._new(skb, now)
-            return False
-        if new == IGNORE and segment is Segment.SYNACK and conn.syn_ignored is (not reply):
+        last, conn.last = conn.last, (segment, reply) if new != INVALID else conn.last
+        if new == TcpState.SYN_SENT and conn.state in (TcpState.TIME_WAIT, TcpState.CLOSE):
+            if conn.closing or last == (Segment.RST, reply):  # opened anew by who has ended it: NF_REPEAT
+                self.delete(conn)
+                skb.ct, skb.ct_reply = None, False
+                self._new(skb, now)
+                return False
+            new = IGNORE
+        if new == IGNORE and segment is Segment.SYNACK and last == (Segment.SYN, not reply):
             new = TcpState.SYN_RECV  # an answer to a SYN that was ignored: the far end knows better than this table
+            conn.closing = False
         if new == INVALID:
-            skb.ct, skb.ct_reply = None, False
             self._invalid(skb)
             return False
-        conn.syn_ignored = reply if new == IGNORE and segment is Segment.SYN else None
         if new == IGNORE:
             return True
         if segment is Segment.RST and not conn.status & SEEN_REPLY:  # refused: nothing to remember, but this packet is still part of it
@@ -191,6 +190,7 @@ class Conntrack:
         old, conn.state = conn.state, TcpState(new)
         if old is not conn.state:
             conn.epoch += 1
+            conn.closing |= new == TcpState.FIN_WAIT
         answered = conn.status & (ASSURED | SEEN_REPLY) == SEEN_REPLY
         if answered and new == TcpState.ESTABLISHED and old in (TcpState.SYN_RECV, TcpState.ESTABLISHED):
             conn.status |= ASSURED
@@ -210,7 +210,7 @@ class Conntrack:
 
     def _invalid(self, skb: Skb) -> bool:
         """No connection can be made of it; nothing may be remembered about it either."""
-        skb.ct_state, skb.cacheable = CtState.INVALID, False
+        skb.ct, skb.ct_reply, skb.ct_state, skb.cacheable = None, False, CtState.INVALID, False
         self.stats["invalid"] += 1
         return True
 
@@ -219,8 +219,8 @@ class Conntrack:
     def confirm(self, skb: Skb, now: float) -> bool:
         """Enter the connection of a first packet into the table. False if the packet must be dropped: another one has its key.
 
-        If the other one is the same in both directions, the packet joins it (nf_ct_resolve_clash). A socket that writes to
-        itself has one key for both directions; of that nothing is remembered (Linux would list it), and each packet is NEW.
+        If it is the same in both directions, the packet joins it (nf_ct_resolve_clash). Of a socket that writes to itself, with
+        one key for both directions, nothing is remembered, and each packet is NEW (Linux would list it).
         """
         conn = skb.ct
         if conn is None or skb.ct_reply or conn.status & (CONFIRMED | DYING) or conn.original == conn.reply:

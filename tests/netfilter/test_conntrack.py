@@ -129,6 +129,7 @@ STORIES = {
                                      "SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT LAST_ACK TIME_WAIT SYN_SENT"),
     "opened anew by the other side": ("> SYN, < SYN ACK, > ACK, > FIN ACK, < FIN ACK, > ACK, < SYN",
                                       "SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT LAST_ACK TIME_WAIT SYN_SENT"),
+    "not opened anew after the other's reset": ("> SYN, < SYN ACK, > ACK, < RST, > SYN", "SYN_SENT SYN_RECV ESTABLISHED CLOSE CLOSE"),
     "opened anew after a reset": ("> SYN, < SYN ACK, > ACK, > RST, > SYN", "SYN_SENT SYN_RECV ESTABLISHED CLOSE SYN_SENT"),
 }  # fmt: skip
 FLAGS = {"SYN": SYN, "ACK": ACK, "FIN": FIN, "RST": RST}
