@@ -54,6 +54,7 @@ class LeaderFollower:
         self.lock = threading.Lock()
         self._kicker = Kicker(inbox)
         self._spare_waiter = Waiter()
+        self._limit = _Limit(self._spare_waiter)
         self._spare_sleep = threading.Lock()
         self._spare_sleep.acquire()
         self._spare_until = INFINITY  # when the spare will look by itself
@@ -94,27 +95,34 @@ class LeaderFollower:
         softnet = self.softnet
         if softnet.backlog or softnet.flush is not None:
             softnet.run()
-        if softnet.due and not self.handling:
-            self._handle()
-        self.lock.release()
+        try:
+            if softnet.due and not self.handling:
+                self._handle()
+        finally:
+            self.lock.release()
 
     def _handle(self) -> None:
-        """Run due handlers, one at a time and never nested; the lock is held on entry and on return, but not meanwhile."""
+        """Run due handlers, one at a time and never nested; the lock is held on entry and on return, but not meanwhile.
+
+        What a handler raises is the caller's to die of; the node goes on.
+        """
         softnet, lock = self.softnet, self.lock
         due = softnet.due
         self.handling = True
-        while due:
-            sock = due.popleft()
-            sock.event_queued = False
-            handler = sock.on_event
-            if handler is None:
-                continue
-            lock.release()
-            try:
-                handler(sock)
-            finally:
-                lock.acquire()
-        self.handling = False
+        try:
+            while due:
+                sock = due.popleft()
+                sock.event_queued = False
+                handler = sock.on_event
+                if handler is None:
+                    continue
+                lock.release()
+                try:
+                    handler(sock)
+                finally:
+                    lock.acquire()
+        finally:
+            self.handling = False
 
     # ---- waiting ---------------------------------------------------------------------------------------------------------------
 
@@ -123,31 +131,29 @@ class LeaderFollower:
         softnet.run()
         if softnet.due and not self.handling:
             self._handle()
-        timeout = deadline_timer = None
-        if deadline is not None:
-            timeout = deadline
-            if deadline <= softnet.now and not waiter.ready:
-                return False
+        if deadline is not None and deadline <= softnet.now and not waiter.ready:
+            return False
         while not waiter.ready:
             if self.leader is None:
-                if timeout is not None and deadline_timer is None:
-                    deadline_timer = _Deadline(waiter, timeout)
-                    softnet.arm(deadline_timer, timeout)
-                self._lead(waiter)
+                if self._lead(waiter, deadline):
+                    waiter.ready = False
+                    return False
             else:
-                self._follow(waiter, timeout)
-            if timeout is not None and softnet.now >= timeout:
+                self._follow(waiter, deadline)
+            if deadline is not None and softnet.now >= deadline:
                 break
-        if deadline_timer is not None:
-            deadline_timer.at = INFINITY
         ready, waiter.ready = waiter.ready, False
-        return ready and not (deadline_timer is not None and deadline_timer.fired and softnet.now >= (timeout or 0))
+        return ready
 
-    def _lead(self, waiter: Waiter) -> None:
-        """Read the wire until the waiter is set. The lock is held on entry and return."""
+    def _lead(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Read the wire until the waiter is set. The lock is held on entry and return. Was it the deadline that set it?"""
         lock, softnet, recv, receive = self.lock, self.softnet, self._inbox.recv, self._receive
-        kicker = self._kicker
-        self.leader = waiter
+        kicker, limit = self._kicker, self._limit
+        self.leader = limit.waiter = waiter
+        limit.fired = False
+        if deadline is not None:
+            limit.at = deadline
+            softnet.arm(limit, deadline)
         self.epoch += 1
         while not waiter.ready:
             waiter.parked = kicker
@@ -162,12 +168,15 @@ class LeaderFollower:
                     softnet.run()
                 if softnet.due and not self.handling:
                     self._handle()
-        self.leader = None
-        if self.waiting or self._spare_until > softnet.now + 2 * LOOK:
-            self._hand_over()
+        self.leader, limit.at = None, INFINITY
+        self._hand_over()
+        return limit.fired
 
     def _hand_over(self) -> None:
-        """The role is vacant: a thread that sleeps takes it; the spare is told only if it does not look by itself."""
+        """The role is vacant: a thread that sleeps takes it; the spare is told only if it does not look by itself.
+
+        The heir may be awake already, because its data has come too or its time is up: then it hands on in its turn (`_follow`).
+        """
         if self.waiting:
             heir = self.waiting[-1]
             parked, heir.parked = heir.parked, None
@@ -190,7 +199,9 @@ class LeaderFollower:
         if woken or waiter.parked is sleep:
             self._pool.append(sleep)  # else it was released between the time-out and the lock, and is not clean
         waiter.parked = None
-        self.softnet.now = monotonic()
+        self.softnet.now = now = monotonic()
+        if self.leader is None and (waiter.ready or (deadline is not None and now >= deadline)):
+            self._hand_over()  # this thread goes without having led
 
     # ---- the spare -------------------------------------------------------------------------------------------------------------
 
@@ -270,11 +281,12 @@ class LeaderFollower:
         self._inbox.wait_forever()
 
 
-class _Deadline:
-    """A leader's own time-out: it cannot leave `recv` by itself, so a timer sets its waiter."""
+class _Limit:
+    """The leader's time-out: it cannot leave `recv` by itself, so a timer sets its waiter. One for all leaders, armed lazily:
+    a program that asks with a limit of a minute, ten thousand times, must not leave as many timers behind."""
 
-    def __init__(self, waiter: Waiter, at: float) -> None:
-        self.waiter, self.at, self.armed, self.fired = waiter, at, INFINITY, False
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter, self.at, self.armed, self.fired = waiter, INFINITY, INFINITY, False
 
     def poll_at(self) -> float:
         return self.at
