@@ -31,14 +31,15 @@ MATCHES = [
     "-s 10.1.0.1/32", "-s 10.1.0.2/31", "! -s 10.1.0.3/32", "-s 10.2.0.0/16", "-d 10.9.0.1/32", "-d 10.9.0.2/31", "! -d 10.9.0.1/32",
     "-d 10.2.0.1/32", "-d 10.1.0.0/16", "-p tcp", "-p udp", "! -p udp", "-p tcp -m tcp --dport 80", "-p tcp -m tcp ! --dport 80",
     "-p udp -m udp --dport 53:80", "-p udp -m udp ! --dport 53", "-p udp -m udp --sport 20000:50000", "-p tcp -m tcp --sport 80",
-    "-m mark --mark 0x1/0x1", "-m mark ! --mark 0x1/0x3", "-m addrtype --dst-type LOCAL", "-m addrtype ! --dst-type LOCAL",
+    "-m mark --mark 0x1/0x1", "-m mark --mark 0x2/0x2", "-m mark ! --mark 0x1/0x3",
+    "-m addrtype --dst-type LOCAL", "-m addrtype ! --dst-type LOCAL",
     "-m addrtype --src-type LOCAL", "-m conntrack --ctstate NEW", "-m conntrack ! --ctstate NEW",
     "-m conntrack --ctstate ESTABLISHED,RELATED",
     "-m conntrack --ctstate DNAT", "-m conntrack ! --ctstate DNAT", "-m conntrack --ctstate SNAT", "-m conntrack --ctstate INVALID",
     "-m comment --comment x",
 ]  # fmt: skip
 COMING, LEAVING = ["-i c0", "! -i c+", "-i s+"], ["-o s0", "! -o s0", "-o c+"]
-MARKS = ["-j MARK --set-xmark 0x1/0x1", "-j MARK --set-xmark 0x2/0x3", "-j MARK --xor-mark 0x1"]
+MARKS = ["-j MARK --set-xmark 0x1/0x1", "-j MARK --set-xmark 0x6/0x6", "-j MARK --xor-mark 0x1"]
 ENDS = ["-j ACCEPT", "-j DROP", "-j RETURN", "-j REJECT", "-j REJECT --reject-with icmp-host-prohibited",
         "-p tcp -j REJECT --reject-with tcp-reset", ""]  # fmt: skip
 DNATS = [f"-p {p} -j DNAT --to-destination {to}" for p in ("tcp", "udp") for to in
