@@ -6,6 +6,7 @@ the supervisor names. Must not know what is measured with it.
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any, Self
 
 import psutil
 
+import emu
+import launcher
 from launcher import control, rundir
 
 
@@ -23,6 +26,8 @@ class Cluster:
 
     def __init__(self, purpose: str) -> None:
         self.name = f"bench-{purpose}-{os.getpid()}"
+        for package in (emu, launcher):  # as pip does for what it installs: an editable tree may never have been compiled
+            compileall.compile_dir(package.__path__[0], quiet=1)
 
     def __enter__(self) -> Self:
         return self
