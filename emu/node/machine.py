@@ -11,6 +11,7 @@ from typing import Any
 
 from emu.cni.flannel import Flannel
 from emu.cni.plugin import Cni, NodeAddress
+from emu.netfilter.conntrack import KUBE_PROXY_TIMEOUTS
 from emu.overlay.carrier import Carrier
 from emu.stack.namespace import NetNamespace
 from emu.stack.route import Route
@@ -53,6 +54,7 @@ class Machine:
         self.me, self.carrier = me, carrier
         self.softnet = Softnet(me.name, seed, checks=checks)
         self.node = NetNamespace("node", self.softnet, forwarding=True)
+        self.node.netfilter.conntrack.timeouts = KUBE_PROXY_TIMEOUTS
         self.underlay = Underlay(self.node, "eth0", UNDERLAY_MTU, carrier, incarnation, same_host=same_host)
         self.node.add_device(self.underlay)
         # the underlay is one flat network in which every node is on-link
