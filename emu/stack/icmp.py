@@ -20,8 +20,9 @@ from emu.wire.addr import ANY, Ip
 if TYPE_CHECKING:
     from emu.stack.namespace import NetNamespace
 
-ECHO_REPLY, DEST_UNREACHABLE, ECHO_REQUEST, TIME_EXCEEDED = 0, 3, 8, 11
+ECHO_REPLY, DEST_UNREACHABLE, ECHO_REQUEST, TIME_EXCEEDED, PARAMETER_PROBLEM = 0, 3, 8, 11, 12
 NET_UNREACHABLE, HOST_UNREACHABLE, PROTOCOL_UNREACHABLE, PORT_UNREACHABLE, FRAGMENTATION_NEEDED = 0, 1, 2, 3, 4
+NR_ICMP_TYPES = 18  # an unknown message may be an error
 QUOTE = 548  # bytes of the offending packet that are quoted: 576 in all (RFC 1812)
 
 _HEADER = struct.Struct("!BBHHHBBH4s4sBBHHH")
@@ -32,27 +33,33 @@ REJECT_CODES = {  # iptables-extensions(8), REJECT
     "icmp-net-prohibited": 9, "icmp-host-prohibited": 10, "icmp-admin-prohibited": 13,
 }  # fmt: skip
 
-ERRNO = {  # code of "destination unreachable" -> (errno, does it end a connection that is not being set up?)
+ERRNO: dict[int, tuple[int, bool]] = {  # code of "destination unreachable" -> (errno, is a connected UDP socket told?)
     0: (errno.ENETUNREACH, False), 1: (errno.EHOSTUNREACH, False), 2: (errno.ENOPROTOOPT, True), 3: (errno.ECONNREFUSED, True),
     4: (errno.EMSGSIZE, False), 5: (errno.EOPNOTSUPP, False), 6: (errno.ENETUNREACH, True), 7: (errno.EHOSTDOWN, True),
     8: (errno.ENONET, True), 9: (errno.ENETUNREACH, True), 10: (errno.EHOSTUNREACH, True), 11: (errno.ENETUNREACH, False),
     12: (errno.EHOSTUNREACH, False), 13: (errno.EHOSTUNREACH, True), 14: (errno.EHOSTUNREACH, True), 15: (errno.EHOSTUNREACH, True),
 }  # fmt: skip
+OTHER_ERRNO = {(TIME_EXCEEDED, 0): (errno.EHOSTUNREACH, False), (PARAMETER_PROBLEM, 0): (errno.EPROTO, True)}  # as above, by type and code
+
+TOS_MASK, INTERNETWORK_CONTROL = 0x1E, 0xC0  # an error has its packet's type of service and the precedence of routers
 
 
-def message(src: Ip, dst: Ip, kind: int, code: int, word1: int, word2: int, payload: bytes, ttl: int = 64) -> bytes:
+def message(src: Ip, dst: Ip, kind: int, code: int, word1: int, word2: int, payload: bytes, ttl: int = 64, tos: int = 0) -> bytes:
     """A whole IPv4 packet with an ICMP message; `word1`, `word2` are the second half of its header."""
-    return _HEADER.pack(0x45, 0, 28 + len(payload), 0, 0, ttl, ICMP, 0, src, dst, kind, code, 0, word1, word2) + payload
+    return _HEADER.pack(0x45, tos, 28 + len(payload), 0, 0, ttl, ICMP, 0, src, dst, kind, code, 0, word1, word2) + payload
 
 
 def error(ns: NetNamespace, skb: Skb, kind: int, code: int, mtu: int = 0) -> None:
     """Tell the sender of `skb` what became of it, unless it is itself an error, a later fragment, or not from one host."""
-    if skb.buf[6] & 0x1F or skb.buf[7] or skb.src[0] >= 224 or skb.src == ANY or (skb.proto == ICMP and skb.buf[skb.l4] in ICMP_ERRORS):
+    if skb.buf[6] & 0x1F or skb.buf[7] or skb.src == ANY or skb.src[0] >= 224 or skb.dst[0] >= 224:
+        return
+    if skb.proto == ICMP and (skb.buf[skb.l4] in ICMP_ERRORS or skb.buf[skb.l4] > NR_ICMP_TYPES):
         return
     src = skb.dst if ns.is_local(skb.dst) else ns.source_for(skb.src)
     if src is None:
         return
-    _answer(ns, skb, message(src, skb.src, kind, code, 0, mtu, bytes(skb.buf[:QUOTE])))
+    tos = skb.buf[1] & TOS_MASK | INTERNETWORK_CONTROL
+    _answer(ns, skb, message(src, skb.src, kind, code, 0, mtu, bytes(skb.buf[:QUOTE]), tos=tos))
 
 
 def _answer(ns: NetNamespace, skb: Skb, data: bytes) -> None:
@@ -85,7 +92,8 @@ def receive(ns: NetNamespace, skb: Skb) -> None:
             ns.hop(skb, "icmp", note="echo request answered", verdict="delivered")
         body = skb.buf[skb.l4 + 8 :]
         ident, seq = struct.unpack_from("!HH", skb.buf, skb.l4 + 4)
-        ns.output(message(skb.dst, skb.src, ECHO_REPLY, 0, ident, seq, bytes(body)), 0, skb.trace | REPLY if skb.trace else 0)
+        reply = message(skb.dst, skb.src, ECHO_REPLY, 0, ident, seq, bytes(body), tos=skb.buf[1])
+        ns.output(reply, 0, skb.trace | REPLY if skb.trace else 0)
     elif kind == ECHO_REPLY:
         ns.sockets.echo_reply(skb)
     elif kind in ICMP_ERRORS:
@@ -99,7 +107,11 @@ def _receive_error(ns: NetNamespace, skb: Skb, kind: int, code: int) -> None:
     if len(quote) < 28 or quote[0] >> 4 != 4:
         ns.drop(skb, DropReason.MALFORMED, "icmp")
         return
-    number, fatal = ERRNO.get(code, (errno.EHOSTUNREACH, False)) if kind == DEST_UNREACHABLE else (errno.EHOSTUNREACH, False)
+    told = ERRNO.get(code) if kind == DEST_UNREACHABLE else OTHER_ERRNO.get((kind, code))
+    if told is None:  # source quench, redirect and the like concern no socket (icmp_unreach, tcp_v4_err)
+        ns.drop(skb, DropReason.UNSUPPORTED, "icmp")
+        return
+    number, fatal = told
     if skb.trace:
         ns.hop(skb, "icmp", note=f"error type {kind} code {code}", verdict="rejected" if kind == DEST_UNREACHABLE else "dropped")
     mtu = skb.buf[skb.l4 + 6] << 8 | skb.buf[skb.l4 + 7] if kind == DEST_UNREACHABLE and code == FRAGMENTATION_NEEDED else 0

@@ -13,7 +13,10 @@ from emu.wire.addr import Ip, Network, format_ip
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`PREFIX [via GATEWAY] dev DEVICE [src SOURCE]`; a gateway on `onlink` need not be reachable by another route."""
+    """`PREFIX [via GATEWAY] dev DEVICE [src SOURCE]`; a gateway on `onlink` need not be reachable by another route.
+
+    A source without a gateway is what the kernel itself makes of a device's address (`proto kernel`).
+    """
 
     prefix: Network
     device: str
@@ -28,7 +31,7 @@ class Route:
             text += f" via {format_ip(self.gateway)}"
         text += f" dev {self.device}"
         if self.gateway is None:
-            text += " proto kernel scope link"
+            text += " scope link" if self.source is None else " proto kernel scope link"
         if self.source is not None:
             text += f" src {format_ip(self.source)}"
         return text + (" onlink" if self.onlink else "")
@@ -70,4 +73,6 @@ class RoutingTable:
         return None
 
     def __iter__(self) -> Iterator[Route]:
-        return (route for _, table in sorted(self._by_length.items()) for _, route in sorted(table.items()))
+        """In the order of `ip route`: by address, of several prefixes with one address the longest first (net/ipv4/fib_trie.c)."""
+        routes = (route for table in self._by_length.values() for route in table.values())
+        return iter(sorted(routes, key=lambda route: (route.prefix.value, -route.prefix.length)))
