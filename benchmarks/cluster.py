@@ -7,7 +7,6 @@ the supervisor names. Must not know what is measured with it.
 from __future__ import annotations
 
 import compileall
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,8 @@ import psutil
 
 import emu
 import launcher
-from launcher import control, rundir
+from launcher import control, rundir, startup
+from launcher.client import Client
 
 
 class Cluster:
@@ -48,8 +48,7 @@ class Cluster:
 
     def pods(self) -> list[dict[str, Any]]:
         """All pods, as the API has them."""
-        found: list[dict[str, Any]] = json.loads(self.podwire("get", "pods", "-o", "json"))["items"]
-        return found
+        return Client.of(rundir.of(self.name)).list(startup.resource("pods"))
 
     def processes(self) -> dict[str, list[int]]:
         """Process ids by role: supervisor, zygote, controller, nodes."""

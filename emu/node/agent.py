@@ -25,6 +25,7 @@ from emu.wire.addr import Network, parse_ip
 
 EXPIRY_PERIOD = 1.0  # seconds between looks at conntrack's deadlines, at least: nothing depends on when an expired entry goes
 EARLY_LEASE = 5e-4  # seconds, times nodes, between leases that only say how far this node has come: they all say so at once
+PIPE_PERIOD = 30.0  # seconds, at least, until the pipe to a peer that nothing is sent to is closed: 60 KiB and 3 descriptors each
 IDLE_PERIOD = 10.0  # seconds the loop sleeps at most
 
 
@@ -45,7 +46,7 @@ class Agent:
         self._listed = False
         self._calls = Calls(self.kubelet, machine, kernel, link.post, self.proxy)
         self._lease_at = self._leased_at = 0.0
-        self._expired_at = 0.0
+        self._expired_at = self._pipes_at = 0.0
         self.stopping = False
         machine.softnet.hops_recorded = link.wake
 
@@ -84,6 +85,7 @@ class Agent:
         for status in self.kubelet.turn(now):
             self._link.post({"t": "pods", "statuses": status})
         if now >= self._lease_at:
+            self._close_idle_pipes(now)
             self._leased_at, self._lease_at = now, now + self._spec.timings.lease_period
             self._link.post({**self._follower.lease(self.kubelet.abandoned), "stand_ins": self.kubelet.stand_ins()})
         if now >= self._expire_at():
@@ -96,6 +98,14 @@ class Agent:
             hops = self._machine.take_hops()
             self._kernel.leave()
             self._link.post({"t": "hops", "hops": [pack(hop) for hop in hops]})
+
+    def _close_idle_pipes(self, now: float) -> None:
+        """With a lease, for nobody should wake up for it."""
+        if now >= self._pipes_at:
+            self._pipes_at = now + PIPE_PERIOD
+            self._kernel.enter()
+            self._machine.carrier.close_idle()
+            self._kernel.leave()
 
     def _on_step(self, step: Step) -> None:
         for answer in step.send:
@@ -110,8 +120,9 @@ class Agent:
                 self._machine.update_peers((key, mirror.get(key)) for key in keys)
                 self._kernel.leave()
             elif mirror is self._follower.services:
-                self.proxy.on_services(((key, mirror.get(key)) for key in keys), now)
-                self.kubelet.on_services((key, mirror.get(key)) for key in keys)
+                services = [(key, mirror.get(key)) for key in keys]
+                self.proxy.on_services(services, now)
+                self.kubelet.on_services(services)
             else:
                 self.kubelet.on_pods((key, mirror.get(key)) for key in keys)
         if not self._listed and self._follower.services.synced:

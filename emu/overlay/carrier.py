@@ -23,6 +23,9 @@ class Carrier(Protocol):
     def send(self, ip: Ip, message: bytes) -> bool:
         """Queue one message for a peer; False if it was dropped (unknown peer, full queue)."""
 
+    def close_idle(self) -> int:
+        """Close the pipes that nothing was sent to since the last call, if pipes cost anything; how many. Under the lock, as `send`."""
+
     def recv(self) -> bytes:
         """The next message; blocks. An empty message is a kick: somebody wants the caller to look up."""
 

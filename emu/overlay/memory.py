@@ -63,6 +63,9 @@ class MemoryCarrier:
             self.remove_peer(ip)
         self._peers[ip] = endpoint
 
+    def close_idle(self) -> int:
+        return 0  # there are no pipes
+
     def remove_peer(self, ip: Ip) -> None:
         endpoint = self._peers.pop(ip, None)
         if endpoint is None:
