@@ -24,6 +24,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@echo "setting up $(VENV), once: half a minute or two"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test,dev]'
+	@$(BIN)/python -m compileall -q emu launcher  # where bytecode is not kept, every node process would compile them anew
 	@touch $@
 
 setup: $(STAMP)
