@@ -278,6 +278,9 @@ class NetNamespace:
         """The packet is for this namespace itself (ip_local_deliver)."""
         if self.softnet.checks:
             assert self.is_local(skb.dst), f"{self.name} was handed a packet for {format_ip(skb.dst)}"
+        if skb.buf[6] & 0x3F or skb.buf[7]:  # no sender here makes fragments, and nothing puts them together again
+            self.drop(skb, DropReason.UNSUPPORTED, "fragment")
+            return
         if not self.passes(Hook.INPUT, skb):
             return
         proto = skb.proto

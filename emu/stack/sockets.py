@@ -209,7 +209,11 @@ class UdpSocket(Socket):
         sender = SockAddr(data[12:16], data[l4] << 8 | data[l4 + 1])
         if trace and not trace & REPLY:
             self.answer = (sender, trace)
-        self.datagram(data[l4 + 8 : l4 + (data[l4 + 4] << 8 | data[l4 + 5])], sender)
+        end = l4 + (data[l4 + 4] << 8 | data[l4 + 5])
+        if l4 + 8 <= end <= len(data):
+            self.datagram(data[l4 + 8 : end], sender)
+        else:
+            self.ns.count(DropReason.TRUNCATED)
 
     def datagram(self, payload: bytes, sender: SockAddr) -> None:
         """Queue a datagram, or drop it while the buffer is full."""

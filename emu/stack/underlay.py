@@ -140,6 +140,7 @@ class Underlay(Device):
             length, gso_size, trace = RECORD.unpack_from(message, at)
             at += RECORD.size
             if at + length > size:
+                at = 0
                 break
             self.receive(message[at : at + length], gso_size, trace)
             at += length
