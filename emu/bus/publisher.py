@@ -81,7 +81,8 @@ class Publisher:
         namespace, _, name = key.rpartition("/")
         obj = self._get(resource, namespace, name)
         if resource == "nodes":
-            return [(NODES, views.node_value(obj) if obj else None)]
+            value = views.node_value(obj) if obj else None
+            return [(NODES, value if value and views.is_reachable(value) else None)]
         if resource == "services":
             return [(SERVICES, self._service(obj, key, namespace) if obj else None)]
         node = (obj.get("spec") or {}).get("nodeName", "") if obj else ""

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from emu.model.objects import SERVICE_NAME_LABEL
+from emu.wire.addr import Network, parse_ip
 
 Object = Mapping[str, Any]
 
 ENDPOINT_ANNOTATION = "podwire.dev/endpoint"  # on a Node: where its data socket is
+UNDERLAY_ADDRESS = 4  # bytes: the underlay is IPv4
 INCARNATION_ANNOTATION = "podwire.dev/incarnation"  # on a Node: which life of it this is
 
 _BOOKKEEPING = frozenset({"resourceVersion", "managedFields", "generation", "selfLink"})
@@ -51,6 +53,14 @@ def node_value(node: Object) -> dict[str, Any]:
         "ready": is_ready(node),
         "labels": dict(meta.get("labels") or {}),
     }
+
+
+def is_reachable(value: Mapping[str, Any]) -> bool:
+    """Can peers have a route to this value of `node_value`? Not to a Node object that nothing runs: it has no address, or any text."""
+    try:
+        return len(parse_ip(value["ip"])) == len(Network.parse(value["pod_cidr"]).address) == UNDERLAY_ADDRESS
+    except ValueError:
+        return False
 
 
 def pod_value(pod: Object) -> dict[str, Any]:

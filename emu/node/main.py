@@ -32,13 +32,11 @@ def run(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
     agent = Agent(spec, me, machine, kernel, link, follower)
     signal.signal(signal.SIGTERM, lambda number, frame: agent.stop())
     kernel.start()
-    try:
-        agent.run(life_fd)
-    finally:
-        kernel.stop()
-        link.close()
-        carrier.close()
-        context.term()
+    agent.run(life_fd)  # what it raises ends the process as it stands, for its next life: it may hold the kernel's lock
+    kernel.stop()
+    link.close()
+    carrier.close()
+    context.term()
 
 
 def data_endpoint(spec: ClusterSpec, name: str) -> str:

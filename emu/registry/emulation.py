@@ -19,9 +19,10 @@ _CONTAINER = (
 _POD_SPEC = (
     "volumes", "affinity", "topologySpreadConstraints", "dnsConfig", "hostPID", "hostIPC", "runtimeClassName", "overhead",
     "shareProcessNamespace", "ephemeralContainers", "resourceClaims", "schedulingGates",
-    *(f"containers[*].{field}" for field in _CONTAINER),
+    *(f"{group}[*].{field}" for group in ("containers", "initContainers") for field in _CONTAINER),
     "containers[*].env[*].valueFrom", "containers[*].ports[*].hostPort",
 )  # fmt: skip
+_HOST_PORT = "spec.containers[*].ports[*].hostPort"  # on the node's network every port is one, and defaulted to be
 _TEMPLATE = tuple(f"spec.template.spec.{field}" for field in _POD_SPEC)
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -46,7 +47,7 @@ class Idle(NamedTuple):
 def idle_fields(resource: str, obj: Object) -> Iterator[str]:
     """The paths in use in `obj` that have no effect."""
     for path in FIELDS.get(resource, ()):
-        if _in_use(obj, path.split(".")):
+        if _in_use(obj, path.split(".")) and not (path == _HOST_PORT and obj["spec"].get("hostNetwork")):
             yield path
 
 

@@ -102,3 +102,13 @@ def check_ip(text: Any, path: str) -> Iterator[FieldError]:
         ipaddress.ip_address(text)
     except ValueError:
         yield invalid(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+
+
+def check_cidr(text: Any, path: str) -> Iterator[FieldError]:
+    """A network such as 10.9.8.0/24; the prefix length must be there, host bits may be set."""
+    try:
+        if "/" not in str(text):
+            raise ValueError(text)
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        yield invalid(path, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")

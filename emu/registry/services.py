@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from emu.registry.invalid import FieldError, duplicate, forbidden, invalid, required, unsupported
-from emu.registry.names import DNS_LABEL, DNS_SUBDOMAIN, PORT_NAME, check_ip, check_labels, check_port
+from emu.registry.names import DNS_LABEL, DNS_SUBDOMAIN, PORT_NAME, check_cidr, check_ip, check_labels, check_port
 from emu.registry.pods import PROTOCOLS
 from emu.store.store import Object
 
@@ -241,11 +241,7 @@ def _check_load_balancer(spec: Object) -> Iterator[FieldError]:
     if ranges and not balanced:
         yield forbidden("spec.LoadBalancerSourceRanges", "may only be used when `type` is 'LoadBalancer'")
     for index, cidr in enumerate(ranges):
-        try:
-            ipaddress.ip_network(cidr.strip(), strict=False)
-        except ValueError:
-            path = f"spec.loadBalancerSourceRanges[{index}]"
-            yield invalid(path, cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")
+        yield from check_cidr(cidr.strip(), f"spec.loadBalancerSourceRanges[{index}]")
 
 
 def _check_change(spec: Object, before: Object) -> Iterator[FieldError]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from emu.registry import pods, workloads
+from emu.registry import networks, pods, workloads
 from emu.registry.invalid import FieldError, duplicate, forbidden, invalid, required, unsupported
 from emu.registry.names import CONFIG_KEY, DNS_1035_LABEL, DNS_LABEL, DNS_SUBDOMAIN, PATH_SEGMENT, NameRule, check_ip, check_port
 from emu.store.store import Object
@@ -130,12 +130,6 @@ def _check_event(obj: Object) -> Iterator[FieldError]:
         yield invalid("involvedObject.namespace", about, "does not match event.namespace")
 
 
-def _check_node_update(new: Object, old: Object) -> Iterator[FieldError]:
-    before, after = (old.get("spec") or {}).get("podCIDR"), (new.get("spec") or {}).get("podCIDR")
-    if before and before != after:
-        yield forbidden("spec.podCIDRs", 'node updates may not change podCIDR except from "" to valid')
-
-
 def _workload(resource: str, begin: Callable[[Object], None]) -> Strategy:
     return Strategy(
         begin=begin,
@@ -153,14 +147,17 @@ STRATEGIES: dict[str, Strategy] = {
     "daemonsets": _workload("daemonsets", _empty_status),
     "services": Strategy(names=DNS_1035_LABEL, begin=_service),  # the rest is in `services` and `allocation`
     "namespaces": Strategy(names=DNS_LABEL, begin=_namespace),
-    "nodes": Strategy(check_update=_check_node_update, keeps_status=True),
+    "nodes": Strategy(check=networks.check_node, check_update=networks.check_node_update, keeps_status=True),
     "configmaps": Strategy(check=_check_config, check_update=_check_config_update),
     "secrets": Strategy(begin=_secret, check=_check_config, check_update=_check_config_update),
     "endpointslices": Strategy(check=_check_slice, check_update=_check_slice_update, counts_generation=True),
     "leases": Strategy(check=_check_lease),
     "events": Strategy(check=_check_event),
     "ingresses": Strategy(counts_generation=True),
-    "networkpolicies": Strategy(counts_generation=True),
+    "networkpolicies": Strategy(check=networks.check_policy, counts_generation=True),
+    "servicecidrs": Strategy(check=networks.check_service_cidr),
+    "jobs": Strategy(check=workloads.check_labels_match, counts_generation=True),
+    "replicationcontrollers": Strategy(check=workloads.check_labels_match, counts_generation=True),
     **{resource: Strategy(names=PATH_SEGMENT) for resource in ("roles", "rolebindings", "clusterroles", "clusterrolebindings")},
 }
 _STORED = Strategy()

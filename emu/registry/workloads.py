@@ -52,6 +52,17 @@ def check(resource: str, obj: Object) -> Iterator[FieldError]:
         yield invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds")
 
 
+def check_labels_match(obj: Object) -> Iterator[FieldError]:
+    """Job and ReplicationController, which are only kept: their selector is optional, but must choose their own pods where it is given.
+
+    A ReplicationController's selector is a bare map of labels.
+    """
+    spec = obj.get("spec") or {}
+    if spec.get("selector") and spec.get("template"):
+        bare = all(isinstance(value, str) for value in spec["selector"].values())
+        yield from _check_selector({**spec, "selector": {"matchLabels": spec["selector"]}} if bare else spec)
+
+
 def _check_selector(spec: Object) -> Iterator[FieldError]:
     wanted, labels = spec.get("selector"), ((spec.get("template") or {}).get("metadata") or {}).get("labels")
     if wanted is None:

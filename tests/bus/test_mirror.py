@@ -170,6 +170,23 @@ def test_a_pod_is_only_on_its_own_node_s_stream_and_leaves_it_when_deleted(store
     assert unpack(moved["node/node-1"][0][2])["metadata"]["uid"] == "other"
 
 
+@pytest.mark.parametrize(
+    ("ip", "cidr", "sent"),
+    [
+        ("192.168.0.9", "10.244.9.0/24", True),
+        ("", "10.244.9.0/24", False),  # a Node made with kubectl, which nothing runs
+        ("192.168.0.9", "", False),
+        ("192.168.0.300", "10.244.9.0/24", False),
+        ("192.168.0.9", "10.244.9.0/aa", False),
+        ("2001:db8::9", "2001:db8:9::/64", False),
+    ],
+)
+def test_only_a_node_that_peers_can_route_to_is_sent(store, publisher, ip, cidr, sent):
+    addresses = [{"type": "InternalIP", "address": ip}] if ip else []
+    store.create("nodes", {"metadata": {"name": "n"}, "spec": {"podCIDR": cidr}, "status": {"addresses": addresses}})
+    assert [key for one in publisher.flush() for _, key, _ in one.changes] == (["n"] if sent else [])
+
+
 def test_many_changes_are_cut_into_numbered_batches(store, publisher):
     for n in range(BATCH + 1):
         store.create("services", service(f"s{n}"))

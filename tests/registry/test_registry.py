@@ -24,6 +24,13 @@ def deployment(name: str = "web", **spec: Any) -> dict[str, Any]:
     return {"metadata": {"name": name}, "spec": {"selector": {"matchLabels": {"app": name}}, "template": template, **spec}}
 
 
+TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [CONTAINER]}}
+
+
+def policy(*peers: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "spec": {"podSelector": {}, "ingress": [{"from": list(peers)}]}}
+
+
 @pytest.fixture
 def cluster() -> Any:
     made = registry()
@@ -110,6 +117,32 @@ def refused(act: Any, code: int = 422) -> str:
             422,
             "must be a valid IP address",
         ),
+        ("nodes", {"metadata": {"name": "n"}, "spec": {"podCIDR": "10.0.0.0/aa"}}, 422, 'spec.podCIDR: Invalid value: "10.0.0.0/aa"'),
+        ("nodes", {"metadata": {"name": "n"}, "spec": {"podCIDRs": ["10.0.0.0"]}}, 422, "spec.podCIDRs[0]: Invalid value"),
+        ("servicecidrs", {"metadata": {"name": "s"}, "spec": {"cidrs": ["10.0.0.0/99"]}}, 422, "spec.cidrs[0]: Invalid value"),
+        ("networkpolicies", policy({"ipBlock": {"cidr": "10.0.0.300/24"}}), 422, "spec.ingress[0].from[0].ipBlock.cidr: Invalid value"),
+        (
+            "networkpolicies",
+            policy({"ipBlock": {"cidr": "10.0.0.0/24", "except": ["10.1.0.0/25"]}}),
+            422,
+            'spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: "10.1.0.0/25": must be a strict subset of `cidr`',
+        ),
+        ("networkpolicies", policy({}), 422, "spec.ingress[0].from[0]: Required value: must specify a peer"),
+        (
+            "networkpolicies",
+            policy({"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}}),
+            422,
+            "may not specify both ipBlock and another",
+        ),
+        ("networkpolicies", policy({"podSelector": {}}, {"ipBlock": {"cidr": "::/0", "except": ["2001:db8::/64"]}}), 0, ""),
+        (
+            "jobs",
+            {"metadata": {"name": "j"}, "spec": {"selector": {"matchLabels": {"a": "c"}}, "template": TEMPLATE}},
+            422,
+            "`selector` does not match template `labels`",
+        ),
+        ("replicationcontrollers", {"metadata": {"name": "r"}, "spec": {"selector": {"a": "c"}, "template": TEMPLATE}}, 422, "not match"),
+        ("replicationcontrollers", {"metadata": {"name": "r"}, "spec": {"selector": {"a": "b"}, "template": TEMPLATE}}, 0, ""),
         ("tokenreviews", {"metadata": {"name": "t"}}, 405, "is a request, not an object"),
         ("gadgets", {}, 404, "could not find the requested resource"),
     ],
@@ -335,6 +368,12 @@ def test_what_has_no_effect_is_told_once_and_listed_once(cluster: Registry) -> N
         ("Ingress", "", 1, "default/i"),
         ("Pod", "spec.containers[*].livenessProbe", 2, "default/a"),
     ]
+
+
+def test_a_host_port_has_no_effect_unless_the_pod_is_on_the_node_s_network(cluster: Registry) -> None:
+    port = {"ports": [{"containerPort": 80, "hostPort": 80}]}
+    assert cluster.create("pods", pod("a", containers=[{**CONTAINER, **port}])).warnings
+    assert cluster.create("pods", pod("b", containers=[{**CONTAINER, **port}], hostNetwork=True)).warnings == []
 
 
 def test_two_registries_of_one_seed_make_the_same_cluster() -> None:
