@@ -65,6 +65,11 @@ class Entry:
             self.udp.datagram(message[l4 + 8 :], self.sender)
         return True
 
+    @property
+    def outdated(self) -> bool:
+        """Has a connection changed its state since? What this was joined from will never agree with it again."""
+        return self.outer.epoch != self.outer_flow.epoch or self.inner.epoch != self.inner_flow.epoch
+
     def _credit(self, length: int, size: int) -> None:
         """Count the packet wherever it would have passed."""
         outer, inner = self.outer, self.inner

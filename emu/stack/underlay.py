@@ -135,6 +135,8 @@ class Underlay(Device):
                 join_entry(self._softnet, self, message, _FIRST, key)
             elif shortcut.take(message, _FIRST, length, gso_size):
                 return
+            elif shortcut.outdated:
+                del self._softnet.shortcuts[key]  # the next packet joins it anew, from what this one leaves behind
         at = PREAMBLE.size
         while at + RECORD.size <= size:
             length, gso_size, trace = RECORD.unpack_from(message, at)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emu.stack.underlay import Underlay
 
 OVERHEAD = 50
+LONGEST = 65535 - OVERHEAD  # bytes of an inner packet; Linux would have cut a longer datagram into fragments before
 UDP_PORT = 8472  # Linux's own, which flannel keeps; IANA's is 4789
 FLAGS = 0x08000000  # "the VNI is valid", the only flag
 _FIRST_PORT, _PORTS = 32768, 28232  # udp_flow_src_port: a hash of the inner flow into the local port range
@@ -96,6 +97,9 @@ class Vxlan(Device):
             ns.drop(skb, DropReason.UNKNOWN_PEER, self.name)
             return
         inner = bytes(skb.buf)
+        if len(inner) > LONGEST:
+            ns.drop(skb, DropReason.TOO_BIG, self.name)
+            return
         self.sent(len(inner))
         sport = _FIRST_PORT + zlib.crc32(inner[9:24]) % _PORTS
         fixed = _FIXED.pack(0, 64, UDP, 0, self.local, remote, sport, UDP_PORT)
