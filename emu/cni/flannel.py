@@ -59,7 +59,7 @@ class Flannel:
         for name, peer in list(self._peers.items()):
             now = wanted.get(name)
             if now is not peer and now != peer:  # most are the very same value
-                self._remove_peer(peer)
+                self._remove_peer(self._peers.pop(name))
         for name, peer in wanted.items():
             if name not in self._peers:
                 self._add_peer(peer)

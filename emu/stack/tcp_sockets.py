@@ -117,7 +117,9 @@ class TcpSocket(Socket):
     def abort(self) -> None:
         """Reset the connection, telling the peer."""
         self.orphan = True
-        if self.started and not self.closed:
+        if not self.started:
+            self._release_port()
+        elif not self.closed:
             self.conn.abort(self.softnet.now)
             self._after(0)
         self.notify()
