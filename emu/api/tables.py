@@ -108,9 +108,32 @@ def _pod_ready(obj: Object, _: datetime) -> str:
     return f"{sum(bool(state.get('ready')) for state in states)}/{len((obj.get('spec') or {}).get('containers') or ())}"
 
 
+def _initializing(obj: Object) -> str:
+    """`Init:` and how far, while init containers have their turn; "" after."""
+    states = _status(obj).get("initContainerStatuses") or ()
+    for index, state in enumerate(states):
+        current = state.get("state") or {}
+        waiting, terminated = current.get("waiting") or {}, current.get("terminated")
+        if terminated is not None and not terminated.get("exitCode"):
+            continue
+        if terminated is not None:
+            return f"Init:{terminated.get('reason') or _ending(terminated)}"
+        if waiting.get("reason") not in (None, "", "PodInitializing", "ContainerCreating"):
+            return f"Init:{waiting['reason']}"
+        return f"Init:{index}/{len(states)}"
+    return ""
+
+
+def _ending(terminated: Object) -> str:
+    return f"Signal:{terminated['signal']}" if terminated.get("signal") else f"ExitCode:{terminated.get('exitCode')}"
+
+
 def pod_status(obj: Object) -> str:
     """The one word of `kubectl get pods`: the phase, or the reason that says more."""
     status = _status(obj)
+    word = _initializing(obj)
+    if word and "deletionTimestamp" not in obj["metadata"]:
+        return word
     word = str(status.get("reason") or status.get("phase") or UNKNOWN)
     running = False
     for state in reversed(status.get("containerStatuses") or ()):
@@ -119,9 +142,7 @@ def pod_status(obj: Object) -> str:
         if waiting.get("reason"):
             word = waiting["reason"]
         elif terminated:
-            word = terminated.get("reason") or (
-                f"Signal:{terminated['signal']}" if terminated.get("signal") else f"ExitCode:{terminated.get('exitCode')}"
-            )
+            word = terminated.get("reason") or _ending(terminated)
         elif state.get("ready") and current.get("running"):
             running = True
     if word == "Completed" and running:

@@ -1,13 +1,15 @@
 """The scheduler: which node a pod goes to. Decides by spreading alone; resources and affinity are not emulated.
 
-Feasible nodes are Ready, not cordoned, match the nodeSelector, and have no taint that the pod does not tolerate. Of those: the
-fewest pods of the same owner, then the fewest pods, then the first name with numbers read as numbers. A pod that fits nowhere
-stays Pending, says why in its condition and an event, and is looked at again whenever a node changes.
+Feasible nodes are Ready, not cordoned, match the nodeSelector, have no taint that the pod does not tolerate, and hold in their
+podCIDR the address that the pod may ask for by annotation. Of those: the fewest pods of the same owner, then the fewest pods, then
+the first name with numbers read as numbers. A pod that fits nowhere stays Pending, says why in its condition and an event, and is
+looked at again whenever a node changes.
 Spec: pkg/scheduler (NodeUnschedulable, NodeAffinity's nodeSelector, TaintToleration); tolerations in api/core/v1/toleration.go.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +17,7 @@ from functools import cache
 
 from emu.control import pods
 from emu.control.cluster import Cluster, Object, controller_of, key_of, split
+from emu.model.objects import ADDRESS_ANNOTATION
 from emu.model.selector import from_map
 from emu.store.store import Change
 
@@ -47,7 +50,7 @@ class Scheduler:
         pod = self._cluster.get("pods", namespace, name)
         if pod is None or pod["spec"].get("nodeName") or not pods.is_active(pod) or pod["spec"].get("schedulerName") != SCHEDULER:
             return None
-        plain = self._plain if not pod["spec"].get("nodeSelector") else {}
+        plain = self._plain if not pod["spec"].get("nodeSelector") and not _fixed_address(pod) else {}
         refusals = {node: why_not(pod, self._node(node)) for node in self._plain if not plain.get(node)}
         feasible = [node for node in self._plain if not refusals.get(node)]
         if not feasible:
@@ -93,6 +96,8 @@ def why_not(pod: Object, node: Object) -> str:
         return "were unschedulable"
     if not from_map(pod["spec"].get("nodeSelector")).matches(node["metadata"].get("labels")):
         return "didn't match Pod's node affinity/selector"
+    if (address := _fixed_address(pod)) and not _holds(spec.get("podCIDR") or "", address):
+        return f"didn't have the Pod's address {address} in their podCIDR"
     for taint in spec.get("taints") or ():
         if taint["effect"] in ("NoSchedule", "NoExecute") and not tolerated(pod, taint):
             return f"had untolerated taint {{{taint['key']}: {taint.get('value', '')}}}"
@@ -100,6 +105,18 @@ def why_not(pod: Object, node: Object) -> str:
     if ready is None or ready.get("status") != "True":
         return "were not ready"
     return ""
+
+
+def _fixed_address(pod: Object) -> str:
+    """The address that the pod must have, "" for any."""
+    return str((pod.get("metadata", {}).get("annotations") or {}).get(ADDRESS_ANNOTATION, ""))
+
+
+def _holds(cidr: str, address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address) in ipaddress.ip_network(cidr)
+    except ValueError:
+        return False
 
 
 def tolerated(pod: Object, taint: Object) -> bool:

@@ -43,6 +43,8 @@ class Traces:
         namespace = str(params.get("namespace") or "default")
         start = source(self._store, _text(params, "from"), namespace)
         goal = target(self._store, _text(params, "to"), namespace, params.get("port"), params.get("proto") or None)
+        if ":" in goal.ip:
+            raise ApiError(400, "BadRequest", f"to: {goal.ip} is IPv6, for which pods and nodes have no sockets yet")
         deadline = _deadline(params.get("timeout"))
         number, self._next = self._next, (self._next + 2) & 0xFFFFFFFE or 2
         assembly = Assembly(number, start.node, self._node_addresses(), goal.proto)

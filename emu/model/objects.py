@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"  # on an EndpointSlice: the Service it belongs to
+ADDRESS_ANNOTATION = "podwire.dev/address"  # on a Pod: the address that it must have
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 CLUSTER_IP_NONE = "None"
 DEFAULT_AFFINITY_SECONDS = 10800

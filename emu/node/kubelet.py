@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emu.model.cluster import ClusterSpec, NodeSpec
-from emu.model.objects import Service
+from emu.model.objects import ADDRESS_ANNOTATION, Service
 from emu.model.selector import from_map
 from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
@@ -24,7 +24,6 @@ from emu.stack.namespace import NetNamespace
 from emu.stack.softnet import INFINITY
 from emu.wire.addr import format_ip, parse_ip
 
-ADDRESS = "podwire.dev/address"  # annotation: the pod's address, fixed
 SANDBOX_RETRY = 1.0  # seconds until a pod that could not get its address is tried again
 SHUT_DOWN_GRACE = 0.2  # seconds for programs to notice that the node's process ends
 
@@ -162,7 +161,7 @@ class Kubelet:
             held.runtime.set_service_ports(self._service_ports(held.pod))
 
     def _namespace_for(self, key: str, pod: Pod) -> tuple[NetNamespace, str]:
-        wanted = (pod["metadata"].get("annotations") or {}).get(ADDRESS)
+        wanted = (pod["metadata"].get("annotations") or {}).get(ADDRESS_ANNOTATION)
         self._kernel.enter()
         try:
             ns = self._machine.cni.add_pod(f"pod/{key}", parse_ip(wanted) if wanted else None)

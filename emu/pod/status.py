@@ -44,6 +44,9 @@ def pod_status(
     }
     if init:
         status["initContainerStatuses"] = init
+        if not runtime.initialized:
+            for one in main:
+                one["state"] = {"waiting": {"reason": "PodInitializing"}}
     if runtime.info.ip:
         status |= {"podIP": runtime.info.ip, "podIPs": [{"ip": runtime.info.ip}]}
     if host_ip:

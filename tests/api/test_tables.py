@@ -50,6 +50,19 @@ def test_ages_read_as_kubectl_prints_them(seconds: float, text: str) -> None:
             {"spec": {"containers": [{}]}, "status": {"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}},
             ["x", "0/1", "CrashLoopBackOff", "0", "4m5s"],
         ),
+        *(
+            (
+                "pods",
+                {"spec": {"containers": [{}]}, "status": {"phase": "Pending", "initContainerStatuses": init}},
+                ["x", "0/1", word, "0", "4m5s"],
+            )
+            for word, init in (
+                ("Init:1/2", [{"state": {"terminated": {"exitCode": 0}}}, {"state": {"waiting": {"reason": "PodInitializing"}}}]),
+                ("Init:Error", [{"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]),
+                ("Init:CrashLoopBackOff", [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]),
+                ("Pending", [{"state": {"terminated": {"exitCode": 0}}}]),
+            )
+        ),
         (
             "pods",
             {"metadata": {**META, "deletionTimestamp": "z"}, "spec": {}, "status": {"phase": "Running"}},

@@ -88,6 +88,18 @@ def test_a_cordoned_node_takes_no_new_pods():
     assert nodes_of(plane) == {"node-2": 2, "node-3": 2}
 
 
+@pytest.mark.parametrize(("address", "node"), [("10.244.3.77", "node-3"), ("10.99.0.1", None), ("nonsense", None)])
+def test_a_pod_with_an_address_of_its_own_goes_where_that_is(address, node):
+    plane = Plane()
+    spec = {"containers": [{"name": "c", "image": "nginx"}]}
+    plane.registry.create("pods", {"metadata": {"name": "p", "annotations": {"podwire.dev/address": address}}, "spec": spec}, "default")
+    plane.settle()
+    placed = plane.get("pods", "p")
+    assert placed["spec"].get("nodeName") == node
+    if node is None:
+        assert "didn't have the Pod's address" in condition(placed, "PodScheduled")["message"]
+
+
 def test_pods_wait_for_the_first_node_and_a_named_node_is_no_question():
     plane = Plane(start=False)
     plane.deploy(replicas=1)

@@ -258,7 +258,14 @@ def test_a_packet_known_to_be_dropped_is_not_waited_for(plane, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "params", [{}, {"from": "pod/a"}, {"from": 3, "to": "1.1.1.1"}, {"from": "node/node-1", "to": "1.1.1.1", "timeout": 1e9}]
+    "params",
+    [
+        {},
+        {"from": "pod/a"},
+        {"from": 3, "to": "1.1.1.1"},
+        {"from": "node/node-1", "to": "2001:db8::1"},
+        {"from": "node/node-1", "to": "1.1.1.1", "timeout": 1e9},
+    ],
 )
 def test_a_trace_that_cannot_be_started_says_why(plane, params):
     two_pods(plane)
