@@ -39,6 +39,8 @@ class Exit:
         now = softnet.now
         if self.generation != softnet.generation or conn.epoch != self.epoch or conn.expires <= now:
             return False
+        if softnet.backlog:  # what went the long way before must not be overtaken
+            return False
         if self.tcp:
             if packet[33] & 7 or (gso_size + 20 + (packet[32] >> 2) if gso_size else size) > self.limit:
                 return False
