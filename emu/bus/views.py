@@ -1,6 +1,6 @@
 """What of an object goes on the broadcast. Decides the values of each stream; knows nothing of numbering, or of who listens.
 
-    nodes       node name   {"name", "ip", "pod_cidr", "endpoint", "incarnation", "ready", "labels"}
+    nodes       node name   {"name", "ip", "addresses", "pod_cidr", "endpoint", "incarnation", "ready", "labels"}
     services    ns/name     {"service": the Service, "slices": [EndpointSlice ...]}   both reduced to what kube-proxy reads
     node/NAME   ns/name     the Pod, whole but for its bookkeeping
 
@@ -47,6 +47,7 @@ def node_value(node: Object) -> dict[str, Any]:
     return {
         "name": meta["name"],
         "ip": ips[0] if ips else "",
+        "addresses": ips,
         "pod_cidr": spec.get("podCIDR") or "",
         "endpoint": annotations.get(ENDPOINT_ANNOTATION, ""),
         "incarnation": int(incarnation) if incarnation.isdigit() else 0,
@@ -58,7 +59,8 @@ def node_value(node: Object) -> dict[str, Any]:
 def is_reachable(value: Mapping[str, Any]) -> bool:
     """Can peers have a route to this value of `node_value`? Not to a Node object that nothing runs: it has no address, or any text."""
     try:
-        return len(parse_ip(value["ip"])) == len(Network.parse(value["pod_cidr"]).address) == UNDERLAY_ADDRESS
+        addresses = [parse_ip(ip) for ip in (value["ip"], *value["addresses"])]
+        return {*map(len, addresses), len(Network.parse(value["pod_cidr"]).address)} == {UNDERLAY_ADDRESS}
     except ValueError:
         return False
 

@@ -24,6 +24,7 @@ MAX_NODES = 4096
 CNIS_PLANNED = ("calico", "cilium")
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+NAME_RULE = "lower case letters, digits and -, starting and ending with a letter or digit"
 NOT_EMULATED = frozenset(("dns", "ingress", "outside", "links"))  # keys of the Scenario format that later versions carry out
 WIDE_POD_CIDR = "10.224.0.0/11"  # the default above 255 nodes: a /24 a node no longer fits the usual /16
 
@@ -216,6 +217,8 @@ class _Reader:
                 raise self.fail(f"{hosts} has no address for node {index}", "nodeCIDR")
             addresses = [str(hosts[index + 1])]
         checked = tuple(self.address(address, f"{where}.addresses[{i}]") for i, address in enumerate(addresses))
+        if str(hosts[1]) in checked:
+            raise self.fail(f"{hosts[1]} is the router's of {hosts}", f"{where}.addresses")
         labels = self.mapping(given.get("labels", {}), f"{where}.labels")
         for key, value in labels.items():
             self.text(value, f"{where}.labels.{key}", empty=True)
@@ -316,7 +319,7 @@ class _Reader:
 
     def name(self, value: Any, pattern: re.Pattern[str], where: str) -> str:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise self.fail(f"{value!r} is no name: lower case letters, digits and -, starting and ending with a letter or digit", where)
+            raise self.fail(f"{value!r} is no name: {NAME_RULE}, at most {32 if pattern is CLUSTER_NAME else 63}", where)
         return value
 
     def network(self, value: Any, where: str) -> SmallNetwork:

@@ -18,9 +18,10 @@ from emu.stack.route import Route
 from emu.stack.softnet import Softnet
 from emu.stack.underlay import Underlay
 from emu.trace import REPLY, Hop
-from emu.wire.addr import Network, parse_ip
+from emu.wire.addr import Ip, Network, format_ip, parse_ip
 
 UNDERLAY_MTU = 1500
+NODE_NETWORK = Network.parse("192.168.0.0/16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Peer:
     """Another node, as this one must know it to send to it."""
 
     address: NodeAddress
+    ips: tuple[Ip, ...]  # the first is the tunnel's
     endpoint: str
     incarnation: int
     ready: bool
@@ -36,11 +38,14 @@ class Peer:
     def of(cls, value: Mapping[str, Any]) -> Peer:
         """A value of the `nodes` stream."""
         address = NodeAddress(value["name"], parse_ip(value["ip"]), Network.parse(value["pod_cidr"]))
-        return cls(address, value["endpoint"], value["incarnation"], value.get("ready", True))
+        ips = (address.ip, *map(parse_ip, (value.get("addresses") or ())[1:]))
+        return cls(address, ips, value["endpoint"], value["incarnation"], value.get("ready", True))
 
     def same_pipe(self, before: Peer) -> bool:
         """May what is queued for the peer stay queued? Not for another life of it, and not when it has just stopped answering."""
-        moved = (self.address, self.endpoint, self.incarnation) != (before.address, before.endpoint, before.incarnation)
+        moved = (self.address, self.ips, self.endpoint, self.incarnation) != (
+            before.address, before.ips, before.endpoint, before.incarnation,
+        )  # fmt: skip
         return not moved and (self.ready or not before.ready)
 
 
@@ -49,7 +54,7 @@ class Machine:
 
     def __init__(
         self, me: NodeAddress, carrier: Carrier, incarnation: int, *, pod_network: Network, seed: int = 0, checks: bool = False,
-        same_host: bool = True,
+        same_host: bool = True, node_network: Network = NODE_NETWORK,
     ) -> None:  # fmt: skip
         self.me, self.carrier = me, carrier
         self.softnet = Softnet(me.name, seed, checks=checks)
@@ -57,11 +62,13 @@ class Machine:
         self.node.netfilter.conntrack.timeouts = KUBE_PROXY_TIMEOUTS
         self.underlay = Underlay(self.node, "eth0", UNDERLAY_MTU, carrier, incarnation, same_host=same_host)
         self.node.add_device(self.underlay)
-        # the underlay is one flat network in which every node is on-link
-        self.node.add_address("eth0", Network.parse(f"{me.ip[0]}.{me.ip[1]}.0.0/16"), me.ip)
-        gateway = bytes((*me.ip[:2], 0, 1))
-        self.underlay.gateway = gateway
-        self.node.add_route(Route(Network.parse("0.0.0.0/0"), "eth0", gateway=gateway))
+        # the underlay is one flat network in which every node is on-link, also one whose address is not of the network (`_reach`)
+        self._node_network = node_network
+        self.node.add_address("eth0", node_network if me.ip in node_network else _only(me.ip), me.ip)
+        if me.ip not in node_network:
+            self.node.add_route(Route(node_network, "eth0"))
+        self.underlay.gateway = node_network.host(1)
+        self.node.add_route(Route(Network.parse("0.0.0.0/0"), "eth0", gateway=self.underlay.gateway))
         self.cni: Cni = Flannel(self.node, self.softnet, pod_network=pod_network, underlay_mtu=UNDERLAY_MTU)
         self.cni.start(me)
         self._peers: dict[str, Peer] = {}
@@ -85,14 +92,26 @@ class Machine:
             peer = None if value is None else Peer.of(value)
             moved |= (known and known.address) != (peer and peer.address)
             if known is not None and (peer is None or not peer.same_pipe(known)):
-                self.carrier.remove_peer(known.address.ip)
-                self.underlay.incarnations.pop(known.address.ip, None)
+                self._lose(known)
             if peer is not None:
                 self._peers[name] = peer
-                self.underlay.incarnations[peer.address.ip] = peer.incarnation
-                self.carrier.add_peer(peer.address.ip, peer.endpoint)
+                self._reach(peer)
         if moved:
             self.cni.set_peers([peer.address for peer in self._peers.values()])
+
+    def _lose(self, peer: Peer) -> None:
+        for ip in peer.ips:
+            self.carrier.remove_peer(ip)
+            self.underlay.incarnations.pop(ip, None)
+            if ip not in self._node_network:
+                self.node.remove_route(_only(ip))
+
+    def _reach(self, peer: Peer) -> None:
+        for ip in peer.ips:
+            self.underlay.incarnations[ip] = peer.incarnation
+            self.carrier.add_peer(ip, peer.endpoint)
+            if ip not in self._node_network:
+                self.node.add_route(Route(_only(ip), "eth0"))
 
     def take_hops(self) -> list[Hop]:
         """The hops recorded since the last call."""
@@ -111,3 +130,8 @@ class Machine:
     def expire(self) -> None:
         """Forget connections whose time is up."""
         self.node.netfilter.conntrack.expire(self.softnet.now)
+
+
+def _only(ip: Ip) -> Network:
+    """The network of one address."""
+    return Network.parse(format_ip(ip))

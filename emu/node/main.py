@@ -50,7 +50,10 @@ def data_endpoint(spec: ClusterSpec, name: str) -> str:
 def make_machine(spec: ClusterSpec, me: NodeSpec, carrier: ZmqCarrier, incarnation: int) -> Machine:
     """The data plane of a node as the cluster's settings want it."""
     address = NodeAddress(me.name, parse_ip(me.ip), Network.parse(me.pod_cidr))
-    machine = Machine(address, carrier, incarnation, pod_network=Network.parse(spec.pod_cidr), seed=spec.seed, checks=spec.debug_assertions)
+    machine = Machine(
+        address, carrier, incarnation, pod_network=Network.parse(spec.pod_cidr), seed=spec.seed, checks=spec.debug_assertions,
+        node_network=Network.parse(spec.node_cidr),
+    )  # fmt: skip
     for extra in me.addresses[1:]:
         machine.node.add_address("eth0", Network.parse(f"{extra}/32"), parse_ip(extra))
     return machine

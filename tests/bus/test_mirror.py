@@ -273,6 +273,7 @@ def test_nodes_are_published_as_their_neighbours_need_them(store, publisher):
     assert unpack(one.changes[0][2]) == {
         "name": "node-1",
         "ip": "192.168.0.2",
+        "addresses": ["192.168.0.2"],
         "pod_cidr": "10.244.1.0/24",
         "endpoint": "ipc:///x",
         "incarnation": 4,
