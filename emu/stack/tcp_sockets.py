@@ -284,7 +284,11 @@ class TcpListener(Socket):
         child = TcpSocket(self.ns)
         if iss is None:
             iss = self.softnet.rng.getrandbits(32)
-        conn = Connection.passive(data, l4, iss=iss, mtu=self.ns.mtu_to(remote.ip), now=self.softnet.now)
+        try:
+            conn = Connection.passive(data, l4, iss=iss, mtu=self.ns.mtu_to(remote.ip), now=self.softnet.now)
+        except ValueError:  # its header is longer than the segment
+            self.ns.count(DropReason.TCP_INVALID)
+            return
         self.pending += 1
         child.start_passive(conn, local, remote, self, trace | REPLY if trace and not trace & REPLY else 0)
 

@@ -191,6 +191,17 @@ def test_a_listener_takes_one_more_than_its_backlog_as_the_kernel_does(host: Hos
     assert len(listener.queue) == ours
 
 
+@pytest.mark.parametrize("offset", [0x00, 0x40, 0x60, 0xF0])
+def test_a_syn_whose_header_cannot_be_is_counted(host: Host, offset: int) -> None:
+    listener = TcpListener(host.ns, SockAddr(ANY, 80))
+    bad = bytearray(syn(1000))
+    bad[32] = offset
+    assert host.receive(bytes(bad)) == []
+    assert host.ns.drops == {DropReason.TCP_INVALID: 1}
+    assert handshake(host, 1000)
+    assert (listener.pending, len(listener.queue)) == (0, 1)
+
+
 def test_room_is_made_by_accept_and_by_those_who_give_up(host: Host) -> None:
     listener = TcpListener(host.ns, SockAddr(ANY, 80), 1)
     assert handshake(host, 1000)
