@@ -58,7 +58,7 @@ def read_config(path: str) -> dict[str, Any]:
     from emu.model import manifest
 
     try:
-        value = manifest.value(Path(path).read_text("utf-8"))
+        value = manifest.value(Path(path).read_text("utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(getattr(error, "strerror", None) or str(error), source=path) from error
     if not isinstance(value, dict):
@@ -85,8 +85,14 @@ def run(spec: ClusterSpec, filenames: Sequence[str], *, wait: bool, timeout: flo
     }
     told["seconds"] = round(time.monotonic() - started, 3)
     if not quiet:
-        print(f"cluster {spec.name!r} is up: {len(spec.nodes)} nodes, profile {spec.profile}, API at {client.url}, {told['seconds']:.1f} s")
+        print(
+            f"cluster {spec.name!r} is up: {_nodes(len(spec.nodes))}, profile {spec.profile}, API at {client.url}, {told['seconds']:.1f} s"
+        )
     return told
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
 
 
 def bring_up(

@@ -133,9 +133,9 @@ def describe(obj: dict[str, Any]) -> str:
     return f"{obj.get('kind', '?')} {f'{namespace}/' if namespace else ''}{name}"
 
 
-def value(text: str) -> Any:
+def value(text: str, source: str = "") -> Any:
     """One YAML or JSON document as a JSON value, under the same rules; ConfigError if it does not parse."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a safe loader's subclass
     except yaml.YAMLError as error:
-        raise ConfigError(_problem(error), where=_line(error)) from error
+        raise ConfigError(_problem(error), source=source, where=_line(error)) from error

@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.kit.live import cluster, curl, eventually, ip_of, manifests, netexec, obj, pod, podwire, service, trace
+
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).parents[2]
-AGNHOST = "registry.k8s.io/e2e-test-images/agnhost:2.53"
 VIP, EMPTY = "10.96.7.10", "10.96.7.20"
-
-
-def podwire(*argv: str, stdin: str | None = None, status: int | None = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher", *argv], cwd=ROOT, capture_output=True, text=True, input=stdin, check=False, timeout=90
-    )
-    assert status is None or done.returncode == status, (argv, done.returncode, done.stdout, done.stderr)
-    return done
-
-
-def pod(name, *containers, node="", **annotations):
-    spec = {"containers": list(containers), "terminationGracePeriodSeconds": 1, **({"nodeName": node} if node else {})}
-    notes = {key.replace("_", "/", 1): value for key, value in annotations.items()}
-    return {
-        "apiVersion": "v1", "kind": "Pod", "spec": spec,
-        "metadata": {"name": name, "labels": {"app": name.rstrip("0123456789-")}, **({"annotations": notes} if notes else {})},
-    }  # fmt: skip
-
-
-def netexec(name="netexec", port=8080):
-    return {"name": name, "image": AGNHOST, "args": ["netexec", f"--http-port={port}", "--udp-port=-1"], "ports": [{"containerPort": port}]}
 
 
 def program(name, *arguments, port=None):
     return {"name": name, "image": "example.com/mine", "args": list(arguments), **({"ports": [{"containerPort": port}]} if port else {})}
-
-
-def service(name, ip, selector, port=80, target=8080, **spec):
-    return {
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-        "spec": {"clusterIP": ip, "selector": {"app": selector}, "ports": [{"port": port, "targetPort": target}], **spec},
-    }  # fmt: skip
-
-
-def manifests(*objects):
-    return "\n---\n".join(json.dumps(item) for item in objects)
 
 
 WORLD = (
@@ -69,36 +32,10 @@ WORLD = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
-    path = tempfile.mkdtemp(prefix="pw-", dir="/tmp")
-    os.environ["PODWIRE_RUN_DIR"], os.environ["PODWIRE_NAME"] = path, "net"
+def network():
     programs = str(Path(__file__).parent / "programs")
-    podwire("up", "--nodes", "3", "--debug-assertions", "--path", programs, "-f", "-", stdin=manifests(*WORLD))
-    yield path
-    podwire("down")
-    assert list(Path(path).iterdir()) == []
-    del os.environ["PODWIRE_RUN_DIR"], os.environ["PODWIRE_NAME"]
-    shutil.rmtree(path)
-
-
-def ip_of(name: str) -> str:
-    return json.loads(podwire("get", "pod", name, "-o", "json").stdout)["status"]["podIP"]
-
-
-def curl(name: str, url: str, *options: str, status: int | None = 0) -> str:
-    return podwire("exec", name, "--", "curl", "-s", *options, url, status=status).stdout
-
-
-def trace(source: str, to: str, *options: str) -> dict:
-    return json.loads(podwire("trace", source, to, *options, "--json").stdout)
-
-
-def eventually(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.1)
-    return result
+    with cluster("net", "--nodes", "3", "--debug-assertions", "--path", programs, "-f", "-", stdin=manifests(*WORLD)) as path:
+        yield path
 
 
 def test_between_pods_of_two_nodes_nobody_translates_either_way():
@@ -114,7 +51,7 @@ def test_containers_of_a_pod_share_localhost_and_no_other_pod_has_it():
 
 
 def test_a_second_listener_on_a_port_of_the_pod_gets_address_already_in_use():
-    twice = pod("twice", program("second"), netexec(), **{"podwire.dev_program": "holding:second"})
+    twice = pod("twice", program("second"), netexec(), annotations={"podwire.dev/program": "holding:second"})
     twice["spec"]["containers"].reverse()
     twice["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"] = "second"
     podwire("apply", "-f", "-", stdin=manifests(twice))
@@ -163,7 +100,9 @@ def test_the_node_port_answers_on_every_node(node):
 
 def test_connections_spread_evenly_over_the_pods():
     """2,000 connections from one pod; 10.83 is χ²'s 0.001 quantile for one degree of freedom."""
-    spread = pod("spread", program("spread", VIP, "80", "2000", port=9000), node="node-3", **{"podwire.dev_program": "holding:spread"})
+    spread = pod(
+        "spread", program("spread", VIP, "80", "2000", port=9000), node="node-3", annotations={"podwire.dev/program": "holding:spread"}
+    )
     podwire("apply", "-f", "-", stdin=manifests(spread))
     tally = json.loads(eventually(lambda: podwire("logs", "spread", status=None).stdout, 60))
     podwire("delete", "pod", "spread")
@@ -172,7 +111,7 @@ def test_connections_spread_evenly_over_the_pods():
 
 
 def test_a_connection_keeps_its_pod_while_others_come_and_go():
-    holder = pod("holder", program("hold", VIP, "80", port=9000), node="node-3", **{"podwire.dev_program": "holding:hold"})
+    holder = pod("holder", program("hold", VIP, "80", port=9000), node="node-3", annotations={"podwire.dev/program": "holding:hold"})
     podwire("apply", "-f", "-", stdin=manifests(holder))
     eventually(lambda: "True" in str([c for c in status_of("holder").get("conditions", []) if c["type"] == "Ready"]))
     url = f"http://{ip_of('holder')}:9000/"
@@ -185,11 +124,16 @@ def test_a_connection_keeps_its_pod_while_others_come_and_go():
 
 
 def status_of(name):
-    return json.loads(podwire("get", "pod", name, "-o", "json").stdout)["status"]
+    return obj("pod", name)["status"]
 
 
 def test_a_crash_is_a_restart_of_the_container_not_the_end_of_the_node():
-    podwire("apply", "-f", "-", stdin=manifests(pod("crash", program("crash"), node="node-1", **{"podwire.dev_program": "holding:crash"})))
+    podwire(
+        "apply",
+        "-f",
+        "-",
+        stdin=manifests(pod("crash", program("crash"), node="node-1", annotations={"podwire.dev/program": "holding:crash"})),
+    )
     eventually(lambda: (status_of("crash").get("containerStatuses") or [{}])[0].get("restartCount", 0) >= 2)
     assert "RuntimeError: this program always fails" in podwire("logs", "crash", "-p").stdout
     assert curl("client", f"http://{VIP}/hostname").startswith("server-")

@@ -87,6 +87,7 @@ def test_every_fault_of_a_set_is_told_at_once(tmp_path, capsys):
         (["up", "--config", "/nowhere.yaml"], 2, "/nowhere.yaml: No such file or directory"),
         (["up", "-f", "/nowhere.yaml"], 2, "/nowhere.yaml: No such file or directory"),
         (["up", "--config", "{tmp}/c.yaml"], 2, "{tmp}/c.yaml: podCIDR: '10.244.0.1/16' is not a CIDR: 10.244.0.1/16 has host bits set"),
+        (["up", "--config", "{tmp}/d.yaml"], 2, "{tmp}/d.yaml: line 2, column 1: not valid YAML"),
         (["frobnicate"], 2, "No such command 'frobnicate'. (see podwire --help)"),
         (["apply"], 2, "say which manifests: -f FILE (see podwire apply --help)"),
         (["exec", "pod"], 2, "Missing argument '-- PROGRAM [ARGS...]'. (see podwire exec --help)"),
@@ -102,6 +103,7 @@ def test_every_fault_of_a_set_is_told_at_once(tmp_path, capsys):
 )
 def test_what_cannot_be_done_is_one_line_on_stderr_and_a_status(argv, status, told, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("podCIDR: 10.244.0.1/16\n")
+    (tmp_path / "d.yaml").write_text("{{\n")
     assert main([word.format(tmp=tmp_path) for word in argv]) == status
     captured = capsys.readouterr()
     assert captured.err.startswith("error: " + told.format(tmp=tmp_path))
