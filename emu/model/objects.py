@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"  # on an EndpointSlice: the Service it belongs to
 ADDRESS_ANNOTATION = "podwire.dev/address"  # on a Pod: the address that it must have
+BOOT_ANNOTATION = "podwire.dev/boot-seconds"  # on a Pod: how long its containers take to begin
+PROGRAM_ANNOTATION = "podwire.dev/program"  # on a Pod: what its first container runs instead of its image, MODULE:NAME
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 CLUSTER_IP_NONE = "None"
 DEFAULT_AFFINITY_SECONDS = 10800

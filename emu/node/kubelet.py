@@ -17,6 +17,7 @@ from emu.model.selector import from_map
 from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
 from emu.node.sessions import ExecSession, LogSession, Reply, pod_not_running
+from emu.pod.container import Backoff
 from emu.pod.output import route_prints
 from emu.pod.runtime import PodRuntime
 from emu.programs.images import ImageTable
@@ -53,6 +54,7 @@ class Kubelet:
         self._me, self._machine, self._kernel, self._wake_loop = me, machine, kernel, wake
         self._changed = True  # has anything happened since the last turn?
         self._images = ImageTable(spec.program_paths)
+        self._backoff = Backoff(spec.timings.restart_backoff, spec.timings.restart_backoff_max)
         self._epoch = time.time() - kernel.now()
         self._wanted: dict[str, Pod] = {}
         self._held: dict[str, Held] = {}
@@ -154,8 +156,9 @@ class Kubelet:
             return
         held.trouble = ""
         held.runtime = PodRuntime(
-            held.pod, ns, self._kernel, self._images, self._wake, ip=ip, node=self._me.name, host_ip=self._me.ip, epoch=self._epoch
-        )
+            held.pod, ns, self._kernel, self._images, self._wake, ip=ip, node=self._me.name, host_ip=self._me.ip, epoch=self._epoch,
+            backoff=self._backoff,
+        )  # fmt: skip
         held.runtime.start()
         if held.runtime.stand_ins:
             held.runtime.set_service_ports(self._service_ports(held.pod))

@@ -16,16 +16,29 @@ from emu.pod.output import Log
 from emu.pod.process import SIGKILL_CODE, Process
 from emu.pod.program import Program
 
-BACKOFF_FIRST, BACKOFF_MAX = 10.0, 300.0  # seconds: kubelet's backOffPeriod and MaxContainerBackOff
-BACKOFF_FORGET = 2 * BACKOFF_MAX  # a run this long wipes the slate
 ABANDON_AFTER = 1.0  # seconds between a kill and giving a thread up
 INFINITY = float("inf")
 PortList = frozenset[tuple[str, int]]  # ("TCP", 80)
 
 
-def backoff(crashes: int) -> float:
-    """Seconds to wait before the restart that follows the `crashes`-th exit in a row: 0, 10, 20, 40 … 300."""
-    return 0.0 if crashes <= 1 else min(BACKOFF_MAX, BACKOFF_FIRST * 2.0 ** min(crashes - 2, 10))
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds between restarts: the first wait and the longest; the defaults are kubelet's backOffPeriod and MaxContainerBackOff."""
+
+    first: float = 10.0
+    longest: float = 300.0
+
+    def after(self, crashes: int) -> float:
+        """How long to wait after the `crashes`-th exit in a row: 0, 10, 20, 40 … 300."""
+        return 0.0 if crashes <= 1 else min(self.longest, self.first * 2.0 ** min(crashes - 2, 20))
+
+    @property
+    def forget(self) -> float:
+        """A run this long wipes the slate."""
+        return 2 * self.longest
+
+
+KUBELET_BACKOFF = Backoff()
 
 
 def rfc3339(at: float) -> str:
@@ -60,9 +73,10 @@ class Container:
     """One container of a pod. Polled by its pod's owner only; its process reports by flags that `poll` reads."""
 
     def __init__(
-        self, spec: Mapping[str, Any], policy: str, launch: Callable[[], Launch], make: MakeProcess, *, boot: float, epoch: float
-    ) -> None:
-        self.spec, self.policy = spec, policy
+        self, spec: Mapping[str, Any], policy: str, launch: Callable[[], Launch], make: MakeProcess, *, boot: float, epoch: float,
+        backoff: Backoff = KUBELET_BACKOFF,
+    ) -> None:  # fmt: skip
+        self.spec, self.policy, self._backoff = spec, policy, backoff
         self.name: str = spec["name"]
         self._launch, self._make, self._boot, self._epoch = launch, make, boot, epoch
         self.launch: Launch | None = None
@@ -145,8 +159,8 @@ class Container:
         if self._stopping or self.policy == "Never" or (self.policy == "OnFailure" and code == 0):
             self._state = {"terminated": ended}
             return
-        self._crashes = 1 if now - self._started_at >= BACKOFF_FORGET else self._crashes + 1
-        delay = backoff(self._crashes)
+        self._crashes = 1 if now - self._started_at >= self._backoff.forget else self._crashes + 1
+        delay = self._backoff.after(self._crashes)
         self._last_state = {"terminated": ended}
         self._start_at = now + delay
         if delay:
@@ -198,6 +212,8 @@ class Container:
 
 
 def _go_duration(seconds: float) -> str:
-    """As Go prints a duration of whole seconds: 10s, 1m20s, 5m0s."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+    """As Go prints a duration of whole milliseconds: 500ms, 2.5s, 10s, 1m20s, 5m0s."""
+    if seconds < 1.0:
+        return f"{seconds * 1000:g}ms"
+    minutes, rest = divmod(round(seconds, 3), 60)
+    return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"

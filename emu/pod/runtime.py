@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emu.pod.container import INFINITY, Container, Images, Launch, PortList, rfc3339
+from emu.model.objects import BOOT_ANNOTATION
+from emu.pod.container import INFINITY, KUBELET_BACKOFF, Backoff, Container, Images, Launch, PortList, rfc3339
 from emu.pod.names import Resolver
 from emu.pod.output import Log
 from emu.pod.process import Process
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from emu.pod.kernel import Kernel
     from emu.stack.namespace import NetNamespace
 
-BOOT_SECONDS = "podwire.dev/boot-seconds"
 DEFAULT_GRACE = 30.0
 NOT_FOUND = 127  # sh's exit code for a command that is not there
 Output = Callable[[str, bytes], None]
@@ -36,14 +36,14 @@ class PodRuntime:
 
     def __init__(
         self, pod: Mapping[str, Any], ns: NetNamespace, kernel: Kernel, images: Images, on_change: Callable[[], None], *,
-        ip: str, node: str, host_ip: str = "", epoch: float = 0.0, resolver: Resolver | None = None,
+        ip: str, node: str, host_ip: str = "", epoch: float = 0.0, resolver: Resolver | None = None, backoff: Backoff = KUBELET_BACKOFF,
     ) -> None:  # fmt: skip
         self.ns, self.kernel, self.images, self._on_change = ns, kernel, images, on_change
-        self._pod, self._epoch, self._resolver, self._host_ip = pod, epoch, resolver, host_ip
+        self._pod, self._epoch, self._resolver, self._host_ip, self._backoff = pod, epoch, resolver, host_ip, backoff
         self.info = pod_info(pod, ip, node, epoch)
         spec = pod["spec"]
         self._policy: str = spec.get("restartPolicy") or "Always"
-        boot = float(self.info.annotations.get(BOOT_SECONDS, 0))
+        boot = float(self.info.annotations.get(BOOT_ANNOTATION, 0))
         self._init = [self._container(item, init=True, boot=0.0) for item in spec.get("initContainers") or ()]
         self._main = [self._container(item, init=False, boot=boot) for item in spec["containers"]]
         self._wanted_ports: PortList = frozenset()
@@ -63,6 +63,7 @@ class PodRuntime:
             self._process,
             boot=boot,
             epoch=self._epoch,
+            backoff=self._backoff,
         )
 
     # ---- orders ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from emu.model.objects import PROGRAM_ANNOTATION as PROGRAM
 from emu.pod.container import Launch
 from emu.pod.program import Context, Handler, Program
 from emu.programs.agnhost import agnhost
@@ -22,7 +23,6 @@ from emu.programs.echo import Done, Echo, Idle
 from emu.programs.netexec import NetExec
 from emu.programs.standin import Ports, StandIn
 
-PROGRAM = "podwire.dev/program"
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 Args = tuple[str, ...]
 

@@ -5,11 +5,13 @@ Judges meaning only; shapes are the schema's. Spec: ValidatePodSpec and Validate
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from emu.model.objects import ADDRESS_ANNOTATION, BOOT_ANNOTATION, PROGRAM_ANNOTATION
 from emu.registry.invalid import FieldError, duplicate, forbidden, invalid, not_found, required, unsupported
-from emu.registry.names import DNS_LABEL, DNS_SUBDOMAIN, PORT_NAME, check_port
+from emu.registry.names import DNS_LABEL, DNS_SUBDOMAIN, PORT_NAME, check_ip, check_port
 from emu.store.store import Object
 
 PROTOCOLS = ("SCTP", "TCP", "UDP")
@@ -25,6 +27,19 @@ _IMMUTABLE = (
     "`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` "
     "(allow it to be set to 1 if it was previously negative)"
 )
+
+
+def check_characters(annotations: dict[str, Any] | None, path: str) -> Iterator[FieldError]:
+    """The annotations of ours that give a pod a character, where a wrong one could not even begin to run."""
+    given = annotations or {}
+    if ADDRESS_ANNOTATION in given:
+        yield from check_ip(given[ADDRESS_ANNOTATION], f"{path}[{ADDRESS_ANNOTATION}]")
+    boot = given.get(BOOT_ANNOTATION, "0")
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", boot or ""):
+        yield invalid(f"{path}[{BOOT_ANNOTATION}]", boot, "must be a number of seconds")
+    program = given.get(PROGRAM_ANNOTATION, "module:name")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", program or ""):
+        yield invalid(f"{path}[{PROGRAM_ANNOTATION}]", program, "must be MODULE:NAME")
 
 
 def check_spec(spec: Object, path: str) -> Iterator[FieldError]:
@@ -140,6 +155,7 @@ def _check_probe(probe: Object, path: str, *, readiness: bool) -> Iterator[Field
 
 
 def check_pod(obj: Object) -> Iterator[FieldError]:
+    yield from check_characters(obj["metadata"].get("annotations"), "metadata.annotations")
     yield from check_spec(obj.get("spec") or {}, "spec")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from emu.model import selector
 from emu.registry.invalid import FieldError, forbidden, invalid, required, unsupported
 from emu.registry.names import check_annotations, check_labels
-from emu.registry.pods import check_spec
+from emu.registry.pods import check_characters, check_spec
 from emu.store.store import Object
 
 _STRATEGIES = {
@@ -42,6 +42,7 @@ def check(resource: str, obj: Object) -> Iterator[FieldError]:
     metadata = template.get("metadata") or {}
     yield from check_labels(metadata.get("labels"), "spec.template.labels")
     yield from check_annotations(metadata.get("annotations"), "spec.template.annotations")
+    yield from check_characters(metadata.get("annotations"), "spec.template.metadata.annotations")
     yield from check_spec(template.get("spec") or {}, "spec.template.spec")
     policy = (template.get("spec") or {}).get("restartPolicy")
     if policy != "Always":

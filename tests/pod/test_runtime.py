@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from emu.pod.container import Launch, backoff
+from emu.pod.container import Backoff, Launch
 from emu.pod.program import Handler
 from emu.pod.runtime import ExecError, PodRuntime
 from emu.pod.status import qos_class
@@ -128,7 +128,11 @@ def node():
 
 @pytest.mark.parametrize(("crashes", "seconds"), [(1, 0), (2, 10), (3, 20), (4, 40), (5, 80), (6, 160), (7, 300), (8, 300), (500, 300)])
 def test_back_off_doubles_from_ten_seconds_to_five_minutes(crashes, seconds):
-    assert backoff(crashes) == seconds
+    assert Backoff().after(crashes) == seconds
+
+
+def test_a_cluster_may_have_its_containers_restarted_sooner():
+    assert [Backoff(0.5, 4.0).after(crashes) for crashes in range(1, 7)] == [0, 0.5, 1.0, 2.0, 4.0, 4.0]
 
 
 def test_a_running_pod_s_status_is_a_podstatus(node):

@@ -143,6 +143,14 @@ def refused(act: Any, code: int = 422) -> str:
         ),
         ("replicationcontrollers", {"metadata": {"name": "r"}, "spec": {"selector": {"a": "c"}, "template": TEMPLATE}}, 422, "not match"),
         ("replicationcontrollers", {"metadata": {"name": "r"}, "spec": {"selector": {"a": "b"}, "template": TEMPLATE}}, 0, ""),
+        *(
+            ("pods", {**pod(), "metadata": {"name": "p", "annotations": {key: value}}}, 422, f"metadata.annotations[{key}]: Invalid value")
+            for key, value in (
+                ("podwire.dev/address", "10.244.1.900"),
+                ("podwire.dev/boot-seconds", "soon"),
+                ("podwire.dev/program", "program.py"),
+            )
+        ),
         ("tokenreviews", {"metadata": {"name": "t"}}, 405, "is a request, not an object"),
         ("gadgets", {}, 404, "could not find the requested resource"),
     ],
