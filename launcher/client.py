@@ -105,7 +105,7 @@ class Client:
 def path_of(kind: Kind, namespace: str = "", name: str = "", subresource: str = "") -> str:
     """The path of a resource or collection as Kubernetes lays them out."""
     root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
-    parts = [root, *(("namespaces", namespace) if kind.namespaced and namespace else ()), kind.plural]
+    parts = [root, *(("namespaces", quote(namespace, safe="")) if kind.namespaced and namespace else ()), kind.plural]
     parts += [quote(part, safe="") for part in (name, subresource) if part]
     return "/".join(parts)
 

@@ -149,7 +149,8 @@ def ready_nodes(client: Client) -> int:
 
 
 def unready(client: Client) -> list[str]:
-    """What is not as its spec wants it: `deployment default/web 1 of 2 ready`, `pod default/p not ready`."""
+    """What is not as its spec wants it: `deployment default/web 1 of 2 ready`, `pod default/p not ready`. A pod that is over is as
+    it will be, however it ended."""
     lacking = []
     for word in ("deployments", "replicasets"):
         for obj in client.list(resource(word)):
@@ -160,6 +161,7 @@ def unready(client: Client) -> list[str]:
             if have < wanted or status.get("observedGeneration", 0) < obj["metadata"].get("generation", 0):
                 lacking.append(f"{obj['kind'].lower()} {obj['metadata']['namespace']}/{obj['metadata']['name']} {have} of {wanted} ready")
     for pod in client.list(resource("pods")):
-        if not pod["metadata"].get("ownerReferences") and not condition(pod, "Ready") and pod.get("status", {}).get("phase") != "Succeeded":
+        over = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        if not pod["metadata"].get("ownerReferences") and not condition(pod, "Ready") and not over:
             lacking.append(f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']} not ready")
     return lacking

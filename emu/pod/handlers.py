@@ -18,7 +18,7 @@ from emu.stack.sockets import Socket as StackSocket
 from emu.stack.sockets import UdpSocket
 from emu.stack.softnet import INFINITY
 from emu.stack.tcp_sockets import TcpListener, TcpSocket
-from emu.wire.addr import SockAddr, format_ip, parse_ip
+from emu.wire.addr import Ip, SockAddr, format_ip, parse_ip
 
 if TYPE_CHECKING:
     from emu.pod.blocking import Address
@@ -73,7 +73,7 @@ class Events:
         process.check()
         process.kernel.enter()
         try:
-            listener = TcpListener(process.ns, SockAddr(parse_ip(ip), port), BACKLOG)
+            listener = TcpListener(process.ns, _address(parse_ip(ip), port), BACKLOG)
             process.held.add(listener)
             listener.on_event = lambda _: self.post(accept)
             port = listener.local.port
@@ -106,7 +106,7 @@ class Events:
         process.kernel.enter()
         try:
             sock = UdpSocket(process.ns)
-            sock.bind(SockAddr(parse_ip(ip), port))
+            sock.bind(_address(parse_ip(ip), port))
             datagrams = DatagramPort(self, sock)
         finally:
             process.kernel.leave()
@@ -115,7 +115,7 @@ class Events:
 
     def connect_tcp(self, address: Address) -> Connection:
         process = self.process
-        to = SockAddr(process.resolve(address[0]), address[1])
+        to = _address(process.resolve(address[0]), address[1])
         process.check()
         process.kernel.enter()
         try:
@@ -273,7 +273,7 @@ class DatagramPort:
 
     def send_to(self, data: bytes, address: Address) -> None:
         """Send one datagram; OSError as sendto(2)."""
-        self._send(data, SockAddr(std.inet_aton(address[0]), address[1]))
+        self._send(data, _address(std.inet_aton(address[0]), address[1]))
 
     def _send(self, data: bytes, to: SockAddr) -> None:
         process = self._events.process
@@ -327,3 +327,10 @@ class Alarm(StackSocket):
 
     def close(self) -> None:
         self.closed = True
+
+
+def _address(ip: Ip, port: int) -> SockAddr:
+    """An address as the socket module takes it: what is no port must not get as far as a header."""
+    if not 0 <= port <= 65535:
+        raise OverflowError("port must be 0-65535.")
+    return SockAddr(ip, port)

@@ -333,9 +333,11 @@ def test_a_set_with_one_fault_is_refused_whole_by_apply_and_by_up(command, what,
 
 
 def test_a_second_cluster_over_tcp_stands_beside_the_first_and_leaves_it_alone(tmp_path, run_dir):
+    """One of its pods is over, badly, before anybody looks: it is nothing to wait for."""
     (tmp_path / "c.yaml").write_text("transport: tcp\nnodes: 2\nserviceCIDR: 10.80.0.0/16\npodCIDR: 10.81.0.0/16\n")
-    here, there = netexec(), pod("there", netexec(), node="node-2")
-    world = manifests(pod("here", here, node="node-1"), there, service("there", "10.80.0.9", "there"))
+    there = pod("there", netexec(), node="node-2")
+    over = pod("over", {"name": "c", "image": "agnhost", "args": ["connect", "10.81.1.1:9"]}, restartPolicy="Never")
+    world = manifests(over, pod("here", netexec(), node="node-1"), there, service("there", "10.80.0.9", "there"))
     podwire("up", "--name", "beside", "--config", str(tmp_path / "c.yaml"), "-f", "-", stdin=world)
     try:
         asked = podwire("exec", "--name", "beside", "here", "--", "curl", "-s", "http://10.80.0.9/clientip").stdout

@@ -266,6 +266,31 @@ def test_blocking_code_has_no_events(node):
         node.call(node.pod("a"), lambda ctx: ctx.listen_tcp(1))
 
 
+class Far(Handler):
+    """Asks for what is no port, in one way or another."""
+
+    def __init__(self, ask):
+        self.ask = ask
+
+    def on_start(self, ctx):
+        self.ask(ctx)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda ctx: ctx.listen_tcp(99999),
+        lambda ctx: ctx.listen_udp(-1),
+        lambda ctx: ctx.connect_tcp(("127.0.0.1", 65536)),
+        lambda ctx: ctx.listen_udp(5).send_to(b"x", ("127.0.0.1", 65536)),
+    ],
+)
+def test_what_is_no_port_is_an_error_of_the_program_s(node, ask):
+    run = node.run(node.pod("a"), Far(ask))
+    assert run.join() == 1
+    assert "OverflowError: port must be 0-65535." in run.stderr
+
+
 class Recorder(Handler):
     """Writes down its events."""
 
