@@ -96,20 +96,23 @@ class CallStream:
         self.over = self.over or last
 
     async def __aiter__(self) -> AsyncIterator[Body]:
+        pieces = self._pieces
         while True:
-            try:
-                body = await asyncio.wait_for(self._pieces.get(), LOOK_EVERY)
-            except TimeoutError:
-                if self.over:
-                    return
-                if not self._calls.lives(self.node):
-                    raise silent(self.node, "it is gone") from None
-                continue
+            if not pieces.empty():
+                body = pieces.get_nowait()
+            elif self.over:
+                return
+            else:
+                try:
+                    body = await asyncio.wait_for(pieces.get(), LOOK_EVERY)
+                except TimeoutError:
+                    # a piece may have come in this very moment: it counts before what the node's absence would mean
+                    if pieces.empty() and not self._calls.lives(self.node):
+                        raise silent(self.node, "it is gone") from None
+                    continue
             if "error" in body:
                 raise error_of(body["error"])
             yield body
-            if self.over and self._pieces.empty():
-                return
 
     async def send(self, data: Body) -> None:
         self._calls.input(self, data)

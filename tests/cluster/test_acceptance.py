@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 
 import pytest
@@ -350,6 +351,24 @@ def test_a_second_cluster_over_tcp_stands_beside_the_first_and_leaves_it_alone(t
 
 
 # ---- faults: last, for they move pods -----------------------------------------------------------------------------------------------
+
+
+def test_a_dead_node_s_pods_time_out_are_moved_and_the_node_comes_back():
+    on = {item["spec"]["nodeName"]: item for item in json.loads(podwire("get", "pods", "-l", "app=web", "-o", "json").stdout)["items"]}
+    lost = on["node-3"]["status"]["podIP"]
+    podwire("fault", "node", "node-3", "kill")
+    began = time.monotonic()
+    curl("client", f"http://{lost}:8080/", "-m", "1", status=28)
+    traced = trace("client", lost, "--port", "8080")
+    assert traced["outcome"] == "dropped"
+    assert traced["request"][-1]["note"].startswith("lost after node-1 node wire to 192.168.0.4")
+    eventually(lambda: obj("deployment", "web")["status"].get("readyReplicas") == 3 and "node-3" not in _nodes_of("web"), 20)
+    assert time.monotonic() - began < 15
+    assert {curl("client", f"http://{VIP}/hostname", "-m", "2").startswith("web-") for _ in range(5)} == {True}
+    podwire("fault", "node", "node-3", "start")
+    eventually(lambda: "NotReady" not in podwire("get", "nodes").stdout)
+    assert {hop["node"] for hop in trace("client", "node/node-3")["request"]} == {"node-1", "node-3"}
+    assert podwire("fault", "node", "node-3", "resume", status=1).stderr == "error: node-3 is running and cannot be resumed\n"
 
 
 def _nodes_of(app):
