@@ -2,21 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from typing import Protocol
-
-
-class Clock(Protocol):
-    """Seconds since some fixed start; never goes backwards."""
-
-    def now(self) -> float: ...
-
-
-class MonotonicClock:
-    """The machine's CLOCK_MONOTONIC, one for all processes of a host."""
-
-    now = staticmethod(time.monotonic)
-
 
 class ManualClock:
     """A clock that tests and `--in-process` move by hand."""

@@ -99,6 +99,25 @@ class Conn:
             return self.state is TcpState.CLOSE_WAIT or (self.state is TcpState.ESTABLISHED and self.status & ASSURED != 0)
         return True
 
+    def account(self, size: int, reply: bool) -> None:
+        """Count a packet of `size` bytes in its direction."""
+        if reply:
+            self.reply_packets += 1
+            self.reply_bytes += size
+        else:
+            self.packets += 1
+            self.bytes += size
+
+    def touch(self, now: float, size: int, reply: bool) -> None:
+        """A packet has taken the fast path: it is counted, and the connection lives on."""
+        self.expires = now + self.timeout
+        if reply:  # `account`, without the call: this is each packet of each known flow
+            self.reply_packets += 1
+            self.reply_bytes += size
+        else:
+            self.packets += 1
+            self.bytes += size
+
     def state_name(self) -> str:
         """The state column of a listing; empty for protocols that have none."""
         if self.proto == TCP:

@@ -135,7 +135,7 @@ class Conntrack:
         skb.ct, skb.ct_reply, skb.ct_state = conn, False, CtState.NEW
         self.stats["new"] += 1
         self._refresh(conn, self._timeout(conn, now), now)
-        self._account(conn, False, skb)
+        conn.account(len(skb.buf), False)
         return True
 
     def _packet(self, skb: Skb, conn: Conn, now: float) -> bool:
@@ -153,7 +153,7 @@ class Conntrack:
             conn.status |= ASSURED
             conn.epoch += 1
         self._refresh(conn, self._timeout(conn, now), now)
-        self._account(conn, reply, skb)
+        conn.account(len(skb.buf), reply)
         skb.ct_state = self._state(conn, reply)
         return True
 
@@ -184,7 +184,7 @@ class Conntrack:
         if segment is Segment.RST and not conn.status & SEEN_REPLY:  # refused: nothing to remember, but this packet is still part of it
             conn.status |= SEEN_REPLY if reply else 0
             skb.ct_state = self._state(conn, reply)
-            self._account(conn, reply, skb)
+            conn.account(len(skb.buf), reply)
             self.delete(conn)
             return False
         old, conn.state = conn.state, TcpState(new)
@@ -299,25 +299,6 @@ class Conntrack:
                 conn.epoch += 1  # its next packet takes the slow path, and finds a stream
             self._schedule(conn, _look_again(conn, now))
         return gone
-
-    def touch(self, conn: Conn, now: float, size: int, *, reply: bool) -> None:
-        """Account for a packet that took the fast path: `size` bytes, and the connection lives on."""
-        conn.expires = now + conn.timeout
-        if reply:
-            conn.reply_packets += 1
-            conn.reply_bytes += size
-        else:
-            conn.packets += 1
-            conn.bytes += size
-
-    @staticmethod
-    def _account(conn: Conn, reply: bool, skb: Skb) -> None:
-        if reply:
-            conn.reply_packets += 1
-            conn.reply_bytes += len(skb.buf)
-        else:
-            conn.packets += 1
-            conn.bytes += len(skb.buf)
 
     # ---- removal ----------------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from emu.pod.kernel import Kernel
     from emu.stack.namespace import NetNamespace
 
-SIGKILL_CODE, SIGTERM_CODE = 137, 143
+SIGKILL_CODE = 137
 Command = Callable[[str], "Program | None"]
 """The program behind a command's name; None if the container has no such file."""
 

@@ -59,13 +59,7 @@ class Device:
             if conn.epoch != flow.epoch or conn.expires <= now:
                 self.ingress(data, gso_size, trace)
                 return
-            conn.expires = now + flow.timeout
-            if flow.reply:
-                conn.reply_packets += 1
-                conn.reply_bytes += size
-            else:
-                conn.packets += 1
-                conn.bytes += size
+            conn.touch(now, size, flow.reply)
         flow.send(data, flow.head, gso_size)
 
     def ingress(self, data: bytes, gso_size: int, trace: int) -> None:

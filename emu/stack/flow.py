@@ -30,12 +30,12 @@ Send = Callable[[bytes, bytes, int], None]
 class Flow:
     """One direction of a connection at one device. `limit` is the MTU ahead; `conn` is None where nothing is tracked."""
 
-    __slots__ = ("conn", "epoch", "head", "limit", "reply", "send", "tcp", "timeout")
+    __slots__ = ("conn", "epoch", "head", "limit", "reply", "send", "tcp")
 
     def __init__(self, skb: Skb, limit: int, send: Send) -> None:
         conn: Conn | None = skb.ct
         self.conn, self.reply = conn, skb.ct_reply
-        self.epoch, self.timeout = (conn.epoch, conn.timeout) if conn is not None else (0, 0.0)
+        self.epoch = conn.epoch if conn is not None else 0
         self.head = bytes(skb.buf[KEY])
         self.limit, self.send = limit, send
         self.tcp = skb.proto == TCP

@@ -26,7 +26,6 @@ NR_ICMP_TYPES = 18  # an unknown message may be an error
 QUOTE = 548  # bytes of the offending packet that are quoted: 576 in all (RFC 1812)
 
 _HEADER = struct.Struct("!BBHHHBBH4s4sBBHHH")
-_ident = 0
 
 REJECT_CODES = {  # iptables-extensions(8), REJECT
     "icmp-net-unreachable": 0, "icmp-host-unreachable": 1, "icmp-proto-unreachable": 2, "icmp-port-unreachable": 3,

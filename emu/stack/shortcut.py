@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class Exit:
     """A socket's way to a tunnel. `flow` is the entry at the node's end of the pod's cable."""
 
-    __slots__ = ("conn", "epoch", "flow", "generation", "limit", "pod_device", "port", "softnet", "tcp", "timeout", "tunnel")
+    __slots__ = ("conn", "epoch", "flow", "generation", "limit", "pod_device", "port", "softnet", "tcp", "tunnel")
 
     def __init__(self, pod_device: Veth, port: Veth, flow: Flow, conn: Conn, tunnel: Tunnel, softnet: Softnet) -> None:
         self.pod_device, self.port, self.flow, self.conn, self.tunnel, self.softnet = pod_device, port, flow, conn, tunnel, softnet
-        self.epoch, self.timeout, self.limit, self.tcp = flow.epoch, flow.timeout, flow.limit, flow.tcp
+        self.epoch, self.limit, self.tcp = flow.epoch, flow.limit, flow.tcp
         self.generation = softnet.generation
 
     def send(self, packet: bytes, gso_size: int) -> bool:
@@ -46,13 +46,7 @@ class Exit:
                 return False
         elif gso_size or size > self.limit:
             return False
-        conn.expires = now + self.timeout
-        if self.flow.reply:
-            conn.reply_packets += 1
-            conn.reply_bytes += size
-        else:
-            conn.packets += 1
-            conn.bytes += size
+        conn.touch(now, size, self.flow.reply)
         device = self.pod_device
         device.tx_packets += 1
         device.tx_bytes += size

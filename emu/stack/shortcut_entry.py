@@ -55,7 +55,8 @@ class Entry:
                 return False
         elif gso_size or size > self.limit or message[l4 + 4] << 8 | message[l4 + 5] != size - 20:
             return False
-        outer.expires, inner.expires = now + outer_flow.timeout, now + inner_flow.timeout
+        outer.touch(now, length, outer_flow.reply)
+        inner.touch(now, size, inner_flow.reply)
         self._credit(length, size)
         if sock.softnet.checks:
             assert self.owned, f"{sock.ns.name} was handed a packet that is not its own"
@@ -71,16 +72,7 @@ class Entry:
         return self.outer.epoch != self.outer_flow.epoch or self.inner.epoch != self.inner_flow.epoch
 
     def _credit(self, length: int, size: int) -> None:
-        """Count the packet wherever it would have passed."""
-        outer, inner = self.outer, self.inner
-        outer.packets += 1
-        outer.bytes += length
-        if self.inner_flow.reply:
-            inner.reply_packets += 1
-            inner.reply_bytes += size
-        else:
-            inner.packets += 1
-            inner.bytes += size
+        """Count the packet at every device that it would have passed."""
         underlay, vxlan, port, eth0 = self.devices
         underlay.rx_packets += 1
         underlay.rx_bytes += length

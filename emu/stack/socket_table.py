@@ -36,7 +36,6 @@ class SocketTable:
         self.established: dict[bytes, TcpSocket] = {}
         self.listeners: dict[SockAddr, TcpListener] = {}
         self.udp: dict[SockAddr, UdpSocket] = {}
-        self.udp_connected: dict[bytes, UdpSocket] = {}
         self.pings: dict[int, PingSocket] = {}
         self.bound: dict[tuple[int, int], dict[Ip, Socket]] = {}
 

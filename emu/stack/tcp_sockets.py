@@ -81,13 +81,7 @@ class TcpSocket(Socket):
             taken = self.conn.write(data, self.softnet.now)
         except BrokenPipeError:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
-        conn, shortcut = self.conn, self.shortcut
-        if shortcut is not None and len(conn.out) == 1 and shortcut.send(*conn.out[0]):
-            conn.out.clear()
-            if conn.deadline < self.armed:
-                self.softnet.arm(self, conn.deadline)
-        else:
-            self._after(0)
+        self._after(0)
         return taken
 
     def read(self, size: int) -> bytes | None:
@@ -155,11 +149,7 @@ class TcpSocket(Socket):
             self._after(0)
         else:  # nothing to do but to tell: the common end of a segment with data
             conn.events = 0
-            for waiter in self.waiters:
-                waiter.set()
-            if self.on_event is not None and not self.event_queued:
-                self.event_queued = True
-                self.softnet.due.append(self)
+            self.notify()
 
     def on_icmp(self, number: int, mtu: int, seq: int) -> None:
         """An ICMP error about a segment with sequence number `seq` (ignored if that is not outstanding, RFC 5927)."""
@@ -229,11 +219,7 @@ class TcpSocket(Socket):
         if listener is not None and events & Event.CONNECTED:
             self.listener = None
             listener.established(self)
-        for waiter in self.waiters:
-            waiter.set()
-        if self.on_event is not None and not self.event_queued:
-            self.event_queued = True
-            self.softnet.due.append(self)
+        self.notify()
 
     def destroy(self) -> None:
         """TCP is done with the connection: it leaves the tables."""

@@ -57,9 +57,7 @@ class Tunnel:
                 skb.gso_size = gso_size
                 vxlan.xmit(skb, self.next_hop)
                 return
-            conn.expires = now + conn.timeout
-            conn.packets += 1
-            conn.bytes += size + 50
+            conn.touch(now, size + OVERHEAD, False)
         vxlan.ident = ident = vxlan.ident + 1 & 0xFFFF
         vxlan.tx_packets += 1
         vxlan.tx_bytes += size

@@ -232,7 +232,7 @@ def test_a_flow_turns_into_a_stream_even_if_only_the_fast_path_sees_its_packets(
     conn = known(table, udp(A, B), 0.0)
     passed(table, udp(B, A), 0.5)
     epoch = conn.epoch
-    table.touch(conn, 1.0, 100, reply=False)
+    conn.touch(1.0, 100, False)
     assert table.poll_at() == 2.0
     table.expire(2.0)
     assert conn.epoch > epoch, "the flow cache must ask again"
@@ -253,7 +253,7 @@ def test_each_packet_moves_the_end_and_the_sweep_finds_out():
     table = Conntrack()
     conn = known(table, udp(A, B), 0.0)
     for now in (10.0, 20.0, 29.0):
-        table.touch(conn, now, 100, reply=False)
+        conn.touch(now, 100, False)
     assert table.expire(30.0) == 0
     assert table.poll_at() == 59.0
     assert table.expire(59.0) == 1
@@ -478,7 +478,7 @@ class Life:
 
     def touch(self, number: int, reply: bool) -> None:
         if conn := self.pick(number):
-            self.table.touch(conn, self.now, 60, reply=reply)
+            conn.touch(self.now, 60, reply)
 
     def forget(self, port: int) -> None:
         self.table.delete_matching(lambda conn: parts(conn.original)[1] == port)
