@@ -44,7 +44,7 @@ class Agent:
         machine.node.route_localnet = self.proxy.route_localnet
         self._early_lease = min(EARLY_LEASE * len(spec.nodes), spec.timings.lease_period)
         self._listed = False
-        self._calls = Calls(self.kubelet, machine, kernel, link.post, self.proxy)
+        self._calls = Calls(self.kubelet, machine, kernel, link.post)
         self._lease_at = self._leased_at = 0.0
         self._expired_at = self._pipes_at = 0.0
         self.stopping = False
@@ -82,8 +82,9 @@ class Agent:
     def _turn(self, now: float) -> None:
         """Everything that is due by now."""
         self._sync_proxy(now)
-        for status in self.kubelet.turn(now):
-            self._link.post({"t": "pods", "statuses": status})
+        statuses = self.kubelet.turn(now)
+        if statuses:
+            self._link.post({"t": "pods", "statuses": statuses})
         if now >= self._lease_at:
             self._close_idle_pipes(now)
             self._leased_at, self._lease_at = now, now + self._spec.timings.lease_period

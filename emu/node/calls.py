@@ -15,7 +15,6 @@ from emu.node.kernel import LeaderFollower
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.node.probe import Probe
-from emu.proxy.syncer import Proxy
 from emu.stack.bridge import Bridge
 from emu.stack.device import Device
 from emu.stack.vxlan import Vxlan
@@ -27,8 +26,8 @@ Body = dict[str, Any]
 class Calls:
     """The methods of one node."""
 
-    def __init__(self, kubelet: Kubelet, machine: Machine, kernel: LeaderFollower, post: Callable[[Body], None], proxy: Proxy) -> None:
-        self._kubelet, self._machine, self._kernel, self._post, self._proxy = kubelet, machine, kernel, post, proxy
+    def __init__(self, kubelet: Kubelet, machine: Machine, kernel: LeaderFollower, post: Callable[[Body], None]) -> None:
+        self._kubelet, self._machine, self._kernel, self._post = kubelet, machine, kernel, post
         self._running: dict[int, Any] = {}
         self._methods: Mapping[str, Callable[[int, Body], Body | None]] = {
             "rules": self._rules, "conntrack": self._conntrack, "routes": self._routes, "trace": self._trace, "forget": self._forget,

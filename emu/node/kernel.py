@@ -92,14 +92,18 @@ class LeaderFollower:
         return now
 
     def leave(self) -> None:
+        try:
+            self._settle()
+        finally:
+            self.lock.release()
+
+    def _settle(self) -> None:
+        """Let packets of the stack's own making go, and run the handlers that became due; the lock is held."""
         softnet = self.softnet
         if softnet.backlog or softnet.flush is not None:
             softnet.run()
-        try:
-            if softnet.due and not self.handling:
-                self._handle()
-        finally:
-            self.lock.release()
+        if softnet.due and not self.handling:
+            self._handle()
 
     def _handle(self) -> None:
         """Run due handlers, one at a time and never nested; the lock is held on entry and on return, but not meanwhile.
@@ -128,9 +132,7 @@ class LeaderFollower:
 
     def wait(self, waiter: Waiter, deadline: float | None) -> bool:
         softnet = self.softnet
-        softnet.run()
-        if softnet.due and not self.handling:
-            self._handle()
+        self._settle()
         if deadline is not None and deadline <= softnet.now and not waiter.ready:
             return False
         while not waiter.ready:
@@ -164,10 +166,7 @@ class LeaderFollower:
             softnet.now = monotonic()
             if message:
                 receive(message)
-                if softnet.backlog or softnet.flush is not None:
-                    softnet.run()
-                if softnet.due and not self.handling:
-                    self._handle()
+                self._settle()
         self.leader, limit.at = None, INFINITY
         self._hand_over()
         return limit.fired
@@ -256,9 +255,7 @@ class LeaderFollower:
             now = softnet.now
             if softnet.horizon <= now:
                 softnet.expire()
-                softnet.run()
-                if softnet.due and not self.handling:
-                    self._handle()
+                self._settle()
             left = softnet.horizon - now
             if timeout > left + LOOK or timeout == 0.0:
                 timeout = max(LOOK, left / 2 if left < 1.0 else left)  # halving: the socket's time-out changes rarely under traffic
@@ -272,9 +269,7 @@ class LeaderFollower:
             softnet.now = monotonic()
             if message:
                 receive(message)
-                softnet.run()
-                if softnet.due and not self.handling:
-                    self._handle()
+                self._settle()
             else:
                 timeout = 0.0
         self.leader = None

@@ -104,8 +104,8 @@ class Kubelet:
 
     # ---- a turn ------------------------------------------------------------------------------------------------------------------
 
-    def turn(self, now: float) -> list[list[dict[str, Any]]]:
-        """Bring what is here closer to what is wanted; the status reports to send, in batches (none: an empty list)."""
+    def turn(self, now: float) -> list[dict[str, Any]]:
+        """Bring what is here closer to what is wanted; the status reports to send."""
         if not self._changed and now < self.poll_at():
             return []
         self._changed = False
@@ -129,7 +129,7 @@ class Kubelet:
         statuses = [report for key, held in self._held.items() if (report := self._report(key, held)) is not None]
         statuses += self._gone
         self._gone = []
-        return [statuses] if statuses else []
+        return statuses
 
     def poll_at(self) -> float:
         """When the next turn is due although nothing happens."""

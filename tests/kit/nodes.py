@@ -76,7 +76,7 @@ class RealNode:
         self.view = NodeView("node-1", (self.machine.me.ip,), "", (Network.parse(self.me.pod_cidr),))
         self.proxy = Proxy(ProxyConfig.parse({"mode": "iptables"}, cluster_cidr=self.spec.pod_cidr), self.view)
         self.posted: list[Json] = []
-        self.calls = Calls(self.kubelet, self.machine, self.kernel, self.posted.append, self.proxy)
+        self.calls = Calls(self.kubelet, self.machine, self.kernel, self.posted.append)
         self.reports: dict[str, Json] = {}
         self.gone: list[tuple[str, str]] = []
         self.heard = 0
@@ -92,14 +92,13 @@ class RealNode:
         )
 
     def turn(self) -> None:
-        for batch in self.kubelet.turn(self.kernel.now()):
-            for report in batch:
-                self.heard += 1
-                if report.get("gone"):
-                    self.gone.append((report["name"], report["uid"]))
-                    self.reports.pop(report["name"], None)
-                else:
-                    self.reports[report["name"]] = report["status"]
+        for report in self.kubelet.turn(self.kernel.now()):
+            self.heard += 1
+            if report.get("gone"):
+                self.gone.append((report["name"], report["uid"]))
+                self.reports.pop(report["name"], None)
+            else:
+                self.reports[report["name"]] = report["status"]
 
     def until(self, true: Callable[[], Any], seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
