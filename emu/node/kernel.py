@@ -8,7 +8,10 @@ after `QUIET_LOOKS` looks that found the same leader. Timers are the spare's, wh
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -218,6 +221,16 @@ class LeaderFollower:
             self._spare_sleep.release()
 
     def _run_spare(self) -> None:
+        """What leaves the spare is a bug of ours, and it may hold the lock: the process dies of it, for its next life, rather
+        than stand still."""
+        try:
+            self._take_turns()
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _take_turns(self) -> None:
         softnet, lock = self.softnet, self.lock
         seen, quiet = -1, 0
         lock.acquire()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -408,3 +410,29 @@ def test_stop_returns_promptly_whoever_leads(world: World) -> None:
     world.kernel.stop()
     assert time.monotonic() - began < 0.5
     assert not world.kernel._spare.is_alive()
+
+
+BUG_IN_THE_STACK = """
+from emu.node.kernel import LeaderFollower
+from emu.overlay.memory import MemoryNetwork
+from emu.stack.softnet import Softnet
+import time
+
+def receive(message):
+    assert message != b"bad", "a bug of ours"
+
+network = MemoryNetwork()
+inbox, other = network.carrier("a"), network.carrier("b")
+kernel = LeaderFollower(Softnet("node-1"), inbox, receive)
+kernel.start()
+other.add_peer(b"\\0\\0\\0\\1", "a")
+other.send(b"\\0\\0\\0\\1", b"bad")
+time.sleep(20)
+"""
+
+
+def test_a_bug_of_ours_under_the_spare_ends_the_process_and_says_why() -> None:
+    """It used to end the spare alone, which left the node's lock locked for ever."""
+    done = subprocess.run([sys.executable, "-c", BUG_IN_THE_STACK], capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == 1
+    assert "AssertionError: a bug of ours" in done.stderr
