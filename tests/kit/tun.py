@@ -24,16 +24,16 @@ _NEEDS_CSUM, _GSO_TCPV4 = 1, 1
 class Tun:
     """`address` (with prefix length) is the kernel's; whatever else is in its network is ours."""
 
-    def __init__(self, namespace: str, address: str, *, mtu: int, offload: bool) -> None:
-        self.offload = offload
+    def __init__(self, namespace: str, address: str, *, mtu: int, offload: bool, device: str = DEVICE) -> None:
+        self.offload, self.device = offload, device
         self.longest_sent = self.longest_received = 0
         self.fd = netns.inside(namespace, self._open)
-        netns.configure(namespace, [f"addr add {address} dev {DEVICE}", f"link set {DEVICE} mtu {mtu} up"])
+        netns.configure(namespace, [f"addr add {address} dev {device}", f"link set {device} mtu {mtu} up"])
 
     def _open(self) -> int:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if self.offload else 0)
-        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), flags))
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", self.device.encode(), flags))
         if self.offload:
             fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", _VNET.size))
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _CSUM_AND_TSO4)
