@@ -1,23 +1,23 @@
 """The control loop of a node: follows the broadcast, feeds kubelet, proxy and CNI, answers the controller's calls, renews the lease.
 
-One thread, one loop. Decides who is told of what and when to look again; what a kubelet or a proxy does about it is decided
-there. Everything that touches the stack happens between the kernel's `enter` and `leave`, and the loop sleeps without the lock.
+One thread, one loop; in one process with others, `look` is called instead of `run`. Decides who is told of what and when to look
+again; what a kubelet or a proxy does about it is decided there. Everything that touches the stack
+happens between the kernel's `enter` and `leave`, and the loop sleeps without the lock.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from time import monotonic
 
 from emu.bus.follower import Follower, Step
 from emu.bus.link import NodeLink
 from emu.model.cluster import ClusterSpec, NodeSpec
 from emu.node.calls import Calls
-from emu.node.kernel import LeaderFollower
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.observe.hops import pack
+from emu.pod.kernel import Kernel
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import ZONE_LABEL, NodeView
 from emu.proxy.syncer import Proxy
@@ -33,10 +33,11 @@ class Agent:
     """One node's kubelet, kube-proxy and CNI daemon, as tasks of one loop."""
 
     def __init__(
-        self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: LeaderFollower, link: NodeLink, follower: Follower
-    ) -> None:
+        self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: Kernel, link: NodeLink, follower: Follower,
+        *, epoch: float | None = None,
+    ) -> None:  # fmt: skip
         self._spec, self._machine, self._kernel, self._link, self._follower = spec, machine, kernel, link, follower
-        self.kubelet = Kubelet(spec, me, machine, kernel, link.wake)
+        self.kubelet = Kubelet(spec, me, machine, kernel, link.wake, epoch)
         self.view = NodeView(
             me.name, tuple(parse_ip(ip) for ip in (me.addresses or (me.ip,))), me.labels.get(ZONE_LABEL, ""), (Network.parse(me.pod_cidr),)
         )
@@ -45,7 +46,8 @@ class Agent:
         self._early_lease = min(EARLY_LEASE * len(spec.nodes), spec.timings.lease_period)
         self._listed = False
         self._calls = Calls(self.kubelet, machine, kernel, link.post)
-        self._lease_at = self._leased_at = 0.0
+        # a lease before the hello would only have it asked for again
+        self._lease_at, self._leased_at = kernel.now() + spec.timings.lease_period, 0.0
         self._expired_at = self._pipes_at = 0.0
         self.stopping = False
         machine.softnet.hops_recorded = link.wake
@@ -57,17 +59,20 @@ class Agent:
 
     def run(self, life_fd: int) -> None:
         """Loop until `stop` is called or the life pipe ends."""
-        self._lease_at = monotonic() + self._spec.timings.lease_period  # a lease before the hello would only have it asked for again
         while not self.stopping:
-            now = monotonic()
-            for message in self._link.poll(max(0.0, min(self._next_at(now), now + IDLE_PERIOD) - now)):
-                self._on_step(self._follower.on_message(message))
-            self._turn(monotonic())
+            now = self._kernel.now()
+            self.look(max(0.0, min(self.next_at(), now + IDLE_PERIOD) - now))
             if life_fd >= 0 and select.select([life_fd], [], [], 0)[0] and not os.read(life_fd, 1):
                 break
         self.kubelet.shut_down()
 
-    def _next_at(self, now: float) -> float:
+    def look(self, patience: float) -> None:
+        """Take in what has come, waiting up to `patience` seconds for it, and do what is due."""
+        for message in self._link.poll(patience):
+            self._on_step(self._follower.on_message(message))
+        self._turn(self._kernel.now())
+
+    def next_at(self) -> float:
         """When something is due although nothing comes in."""
         candidates = [self._lease_at, self._expire_at(), self.kubelet.poll_at()]
         if (proxy := self.proxy.poll_at()) is not None:
@@ -111,7 +116,7 @@ class Agent:
     def _on_step(self, step: Step) -> None:
         for answer in step.send:
             self._link.post(answer)
-        now = monotonic()
+        now = self._kernel.now()
         if step.welcomed:
             self.kubelet.report_all()
         for stream, keys in step.changed.items():
@@ -146,7 +151,7 @@ class Agent:
         if result.stale is not None:
             self._machine.node.netfilter.conntrack.delete_matching(result.stale)
         self._kernel.leave()
-        self.proxy.on_swapped(monotonic() - min(started, now))
+        self.proxy.on_swapped(self._kernel.now() - min(started, now))
         node = {"kind": "Node", "namespace": "", "name": self._machine.me.name, "uid": ""}
         for warning in result.warnings:
             self._link.post({"t": "event", "object": node, "type": "Warning", "reason": "ServiceNotEmulated", "message": warning})

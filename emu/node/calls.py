@@ -11,10 +11,10 @@ from typing import Any
 
 from emu.errors import ApiError
 from emu.netfilter import text
-from emu.node.kernel import LeaderFollower
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.node.probe import Probe
+from emu.pod.kernel import Kernel
 from emu.stack.bridge import Bridge
 from emu.stack.device import Device
 from emu.stack.vxlan import Vxlan
@@ -26,7 +26,7 @@ Body = dict[str, Any]
 class Calls:
     """The methods of one node."""
 
-    def __init__(self, kubelet: Kubelet, machine: Machine, kernel: LeaderFollower, post: Callable[[Body], None]) -> None:
+    def __init__(self, kubelet: Kubelet, machine: Machine, kernel: Kernel, post: Callable[[Body], None]) -> None:
         self._kubelet, self._machine, self._kernel, self._post = kubelet, machine, kernel, post
         self._running: dict[int, Any] = {}
         self._methods: Mapping[str, Callable[[int, Body], Body | None]] = {

@@ -14,10 +14,10 @@ from typing import Any
 from emu.model.cluster import ClusterSpec, NodeSpec
 from emu.model.objects import ADDRESS_ANNOTATION, Service
 from emu.model.selector import from_map
-from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
 from emu.node.sessions import ExecSession, LogSession, Reply, pod_not_running
 from emu.pod.container import Backoff
+from emu.pod.kernel import Kernel
 from emu.pod.output import route_prints
 from emu.pod.runtime import PodRuntime
 from emu.programs.images import ImageTable
@@ -48,14 +48,17 @@ class Held:
 
 
 class Kubelet:
-    """All pods of one node. `wake` makes the control loop take a turn; callable from any thread."""
+    """All pods of one node. `wake` makes the control loop take a turn; callable from any thread. `epoch` is Unix time at the kernel
+    clock's zero, None for the machine's own."""
 
-    def __init__(self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: LeaderFollower, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, spec: ClusterSpec, me: NodeSpec, machine: Machine, kernel: Kernel, wake: Callable[[], None], epoch: float | None = None
+    ) -> None:
         self._me, self._machine, self._kernel, self._wake_loop = me, machine, kernel, wake
         self._changed = True  # has anything happened since the last turn?
         self._images = ImageTable(spec.program_paths)
         self._backoff = Backoff(spec.timings.restart_backoff, spec.timings.restart_backoff_max)
-        self._epoch = time.time() - kernel.now()
+        self._epoch = time.time() - kernel.now() if epoch is None else epoch
         self._wanted: dict[str, Pod] = {}
         self._held: dict[str, Held] = {}
         self._services: dict[str, Service] = {}
