@@ -64,11 +64,15 @@ class Child:
         if os.read(self.answers, 1) != b"+":
             raise RuntimeError("a benchmark's process died while it started")
 
-    def round(self, count: int, command: bytes = b"") -> array[int]:
-        """Let the child do `count` round trips of the kind that `command` names."""
+    def tell(self, command: bytes, count: int = 0) -> None:
+        """Write one command, not waiting for an answer."""
         os.write(self.commands, f"{count} ".encode() + command + b"\n")
+
+    def round(self, count: int, command: bytes = b"", answers: int | None = None) -> array[int]:
+        """Let the child do `count` round trips of the kind that `command` names; so many numbers come back, else one for each."""
+        self.tell(command, count)
         times: array[int] = array("Q")
-        wanted = count * times.itemsize
+        wanted = (count if answers is None else answers) * times.itemsize
         data = bytearray()
         while len(data) < wanted:
             piece = os.read(self.answers, wanted - len(data))

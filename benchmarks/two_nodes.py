@@ -109,13 +109,13 @@ def start_pod(prefix: str, index: int, program: Program) -> Running:
 def _install_rules(machine: Machine) -> None:
     """kube-proxy's rules of a cluster that has the one Service."""
     proxy = Proxy(ProxyConfig.parse({"mode": "iptables"}, cluster_cidr=POD_NETWORK), NodeView(machine.me.name, (machine.me.ip,)))
-    port = {"name": "", "protocol": "TCP", "port": PORT}
+    ports = [{"name": protocol.lower(), "protocol": protocol, "port": PORT} for protocol in ("TCP", "UDP")]
     metadata = {"namespace": "default", "name": "echo"}
     value = {
-        "service": {"metadata": metadata, "spec": {"clusterIP": SERVICE[0], "ports": [port]}, "status": {}},
+        "service": {"metadata": metadata, "spec": {"clusterIP": SERVICE[0], "ports": ports}, "status": {}},
         "slices": [{
             "metadata": {**metadata, "name": "echo-1", "labels": {"kubernetes.io/service-name": "echo"}}, "addressType": "IPv4",
-            "ports": [port], "endpoints": [{"addresses": [POD[0]], "nodeName": "node-2"}],
+            "ports": ports, "endpoints": [{"addresses": [POD[0]], "nodeName": "node-2"}],
         }],
     }  # fmt: skip
     proxy.on_services([("default/echo", value)], 0.0)

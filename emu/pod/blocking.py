@@ -18,7 +18,7 @@ from emu.pod.errors import ContainerKilled, failure, timed_out
 from emu.stack.sockets import Socket as StackSocket
 from emu.stack.sockets import UdpSocket, Waiter
 from emu.stack.tcp_sockets import TcpSocket
-from emu.wire.addr import SockAddr, format_ip
+from emu.wire.addr import SockAddr
 
 if TYPE_CHECKING:
     from emu.pod.kernel import Kernel
@@ -62,7 +62,7 @@ class BlockingSocket:
     """The transferring half of a socket: what is called once a message. Methods are `socket.socket`'s of the same names."""
 
     __slots__ = (
-        "__weakref__", "_enter", "_io_refs", "_kernel", "_leave", "_options", "_owner", "_read", "_reset_on_close", "_sock",
+        "__weakref__", "_enter", "_io_refs", "_kernel", "_leave", "_named", "_options", "_owner", "_read", "_reset_on_close", "_sock",
         "_timeout", "_waiter", "_wants_close", "_write", "family", "proto", "type",
     )  # fmt: skip
 
@@ -79,6 +79,7 @@ class BlockingSocket:
         self._timeout: float | None = None
         self._waiter: Waiter | None = None
         self._options: dict[tuple[int, int], int] = {}
+        self._named: tuple[Any, SockAddr] | None = None  # the last numeric address that a call named, and what it means
         self._reset_on_close = False
         self._io_refs, self._wants_close = 0, False
         self._attach(made if made is not None else self._make())
@@ -253,48 +254,11 @@ class BlockingSocket:
         got: tuple[bytes, SockAddr] | None = self._sock.receive()
         return None if got is None else got[0][:size]  # what does not fit is lost, udp(7)
 
-    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
-        if self.type == SOCK_STREAM:
-            return self.recv(bufsize, flags), None
-        now = self._enter()
-        try:
-            sock = self._sock
-            got = sock.receive()
-            if got is None:
-                deadline = self._deadline(now, flags)
-                while got is None:
-                    woken = self._wait(deadline)
-                    got = sock.receive()
-                    if got is None and not woken:
-                        raise timed_out()
-            return got[0][:bufsize], (format_ip(got[1].ip), got[1].port)
-        finally:
-            self._leave()
-
-    def sendto(self, data: bytes | bytearray | memoryview, *args: Any) -> int:
-        """`sendto(data, address)` or `sendto(data, flags, address)`."""
-        if self.type == SOCK_STREAM:
-            return self.send(data)
-        addr = self._sockaddr(args[-1])
-        self._enter()
-        try:
-            return int(self._sock.send_to(bytes(data), addr))
-        finally:
-            self._leave()
-
     def recv_into(self, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer).cast("B")
         data = self.recv(nbytes or len(view), flags)
         view[: len(data)] = data
         return len(data)
-
-    def _sockaddr(self, address: Any) -> SockAddr:
-        if not isinstance(address, tuple) or len(address) != 2:
-            raise TypeError(f"AF_INET address must be a pair (host, port), not {address!r}")
-        host, port = address
-        if not 0 <= port <= 65535:
-            raise OverflowError("port must be 0-65535.")
-        return SockAddr(self._owner.resolve(host), port)
 
 
 def _check_kind(family: int, kind: int, proto: int) -> None:

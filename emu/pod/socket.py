@@ -1,7 +1,7 @@
 """Sockets as programs in a container use them: blocking, shaped like the standard library's, failing as Linux fails.
 
 Decides what happens once a connection: binding, connecting (EINPROGRESS and all), options, closing, dying with the container;
-transfers are `blocking`'s. Must not know nodes or carriers. See socket(7), tcp(7), connect(2) and Python's `socket` module.
+transfers are `blocking`'s and `datagrams`'. Must not know nodes or carriers. See socket(7), tcp(7), connect(2).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import io
 import socket as std
 from typing import Any, NoReturn, Self
 
-from emu.pod.blocking import SOCK_DGRAM, SOCK_STREAM, Address, BlockingSocket, bad_descriptor, killed
+from emu.pod.blocking import SOCK_DGRAM, SOCK_STREAM, Address, bad_descriptor, killed
+from emu.pod.datagrams import DatagramSocket
 from emu.pod.errors import failure, timed_out
 from emu.stack.tcp_sockets import TcpListener, TcpSocket
 from emu.wire.addr import format_ip
@@ -19,7 +20,7 @@ from emu.wire.addr import format_ip
 BOOLEAN_OPTIONS = {(std.SOL_SOCKET, std.SO_REUSEADDR), (std.SOL_SOCKET, std.SO_KEEPALIVE), (std.IPPROTO_TCP, std.TCP_NODELAY)}
 
 
-class Socket(BlockingSocket):
+class Socket(DatagramSocket):
     """A TCP or UDP socket of a container's process; every method is `socket.socket`'s of the same name.
 
     `settimeout(None)` blocks (the start), 0 does not, else a call raises `TimeoutError("timed out")` after so many seconds.

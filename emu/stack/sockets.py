@@ -204,6 +204,18 @@ class UdpSocket(Socket):
         self.queued_bytes -= len(datagram[0]) + SKB_OVERHEAD
         return datagram
 
+    def receive_many(self, limit: int) -> list[tuple[bytes, SockAddr]]:
+        """Up to `limit` datagrams that wait, with their senders. A pending error stays."""
+        queue = self.queue
+        if limit < len(queue):
+            got = [queue.popleft() for _ in range(limit)]
+            self.queued_bytes -= sum(len(data) for data, _ in got) + limit * SKB_OVERHEAD
+        else:
+            got = list(queue)
+            queue.clear()
+            self.queued_bytes = 0
+        return got
+
     def input(self, data: bytes, l4: int, trace: int) -> None:
         """A datagram for this socket; `data` is the whole packet."""
         sender = SockAddr(data[12:16], data[l4] << 8 | data[l4 + 1])
