@@ -1,4 +1,7 @@
-"""`podwire status`: what the controller says and what the supervisor sees, side by side; the latter alone if the former is silent."""
+"""`podwire status`: what the controller says and what the supervisor sees, side by side; the latter alone if the former is silent.
+
+A controller that the supervisor knows to be down or paused is not waited for; why a process is dead, its own log says best.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ def of(name: str, *, memory: bool = False) -> dict[str, Any]:
     nodes: dict[str, Any] = {}
     url, problem = None, None
     try:
+        if seen["controller"]["state"] != "running":
+            raise PodwireError(f"is {seen['controller']['state']}")
         client = Client.of(run)
         client.timeout = 5.0
         told = client.podwire("GET", "status")
@@ -27,6 +32,9 @@ def of(name: str, *, memory: bool = False) -> dict[str, Any]:
         problem = str(error)
     pods = {report["name"]: report["pods"] for report in told.get("nodes", ())}
     rows = [{**life, **_of_api(nodes.get(life["name"])), "pods": pods.get(life["name"])} for life in seen["nodes"]]
+    for life in (seen["zygote"], seen["controller"], *seen["nodes"]):
+        if life["state"] == "dead":
+            life["last_words"] = startup.last_words(run, life["name"])
     processes = {"supervisor": {"pid": seen["pid"]}, "zygote": seen["zygote"], "controller": seen["controller"]}
     if memory:
         _add_memory([*rows, *processes.values()])

@@ -42,3 +42,15 @@ def raise_file_limit() -> None:
     """Allow as many descriptors as the machine lets us: a node needs one in the controller, a pair of nodes one in each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Does the process stand still (SIGSTOP), all of its threads? False if it is not there."""
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/stat") as stat:
+                if stat.read().rpartition(")")[2].split()[0] not in "TtXZ":
+                    return False
+    except OSError:  # it, or one of its threads, has just gone
+        return False
+    return True

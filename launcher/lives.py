@@ -1,14 +1,16 @@
 """Which process of a cluster shall run, and what follows from a death or a fault. Pure: events and the time in, effects out.
 
 A process is named `zygote`, `controller` or `node/NAME`. One that dies by itself is started again, as the next incarnation,
-after a wait that doubles with every death in a row; one that a fault killed stays down until a fault starts it. Knows no
-process table, pipes or clock; the supervisor carries out the effects and reports what came of them.
+after a wait that doubles with every death in a row; one that a fault killed stays down until a fault starts it. A fault may come
+at any moment, also between a start's order and its coming about. Knows no process table, pipes or clock; the supervisor carries out
+the effects and reports what came of them.
 """
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -16,6 +18,15 @@ from emu.errors import PodwireError
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0  # seconds
 HEALTHY_AFTER = 10.0  # seconds of life after which a death counts as the first
+
+
+FAULTS = {  # what a fault may bring a process to, and from where
+    "killed": "only what is not yet killed can",
+    "paused": "only what is running can",
+    "resumed": "only what is paused can",
+    "started": "only what is killed or dead can",
+    "restarted": "only what is not just starting can",
+}
 
 
 class State(StrEnum):
@@ -58,11 +69,13 @@ class Life:
     deaths_in_a_row: int = 0
     not_before: float = 0.0
     last_exit: str = ""
+    ordered: bool = False  # a start that has neither come about nor failed
+    wanted: bool = False  # a fault asked for its next life, which does not run yet
 
     @property
     def settled(self) -> bool:
         """Is what was last asked of it done?"""
-        return self.state != State.STARTING and not (self.state == State.KILLED and self.pid)
+        return not self.ordered and not self.wanted and not (self.state == State.KILLED and self.pid)
 
     def json(self) -> dict[str, Any]:
         return {
@@ -91,15 +104,18 @@ class Lives:
         return life.state == State.DEAD and not self.stopping
 
     def _start(self, life: Life) -> Start:
-        life.state = State.STARTING
+        life.state, life.ordered = State.STARTING, True
         life.incarnation += 1
         return Start(life.name, life.incarnation)
 
     def started(self, name: str, pid: int, now: float) -> list[Effect]:
         life = self.by_name[name]
-        life.state, life.pid, life.started_at = State.RUNNING, pid, now
+        life.pid, life.started_at, life.ordered, life.wanted = pid, now, False, False
         self.by_pid[pid] = life
-        return [Signal(pid, signal.SIGKILL)] if self.stopping else []
+        if life.state == State.KILLED or self.stopping:  # while it was on its way
+            return [Signal(pid, signal.SIGKILL)]
+        life.state = State.RUNNING
+        return []
 
     def exited(self, pid: int, status: int, now: float) -> Life | None:
         """A process ended with a wait status; its life, or None if it was none of ours."""
@@ -109,13 +125,16 @@ class Lives:
         life.pid, life.last_exit = None, how(status)
         if life.state != State.KILLED:
             self._died(life, now)
+        elif life.wanted:
+            life.state, life.not_before = State.DEAD, now
         return life
 
     def not_started(self, name: str, why: str, now: float) -> None:
         """A start did not come about, as when the zygote died with the request."""
         life = self.by_name[name]
-        life.last_exit = why
-        self._died(life, now)
+        life.last_exit, life.ordered = why, False
+        if life.state != State.KILLED:
+            self._died(life, now)
 
     def _died(self, life: Life, now: float) -> None:
         life.state = State.DEAD
@@ -124,18 +143,16 @@ class Lives:
         life.not_before = now + min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (life.deaths_in_a_row - 1))
 
     def fault(self, name: str, state: str) -> list[Effect]:
-        """Bring a process to `killed`, `paused`, `resumed` or `started`. PodwireError if it cannot be done from where it is."""
+        """Bring a process to one of `FAULTS`. PodwireError if it cannot be done from where it is."""
         life = self.by_name.get(name)
-        shown = name.removeprefix("node/")
         if life is None:
-            known = [name.removeprefix("node/") for name in self.by_name if name.startswith("node/")]
-            raise PodwireError(f"there is no node {shown!r}; there are {known[0]} to {known[-1]}")
+            raise PodwireError(self._stranger(name.removeprefix("node/")))
         match state, life.state:
             case "killed", State.RUNNING | State.PAUSED:
                 life.state = State.KILLED
                 return [Signal(self._pid(life), signal.SIGKILL)]
-            case "killed", State.DEAD:
-                life.state = State.KILLED
+            case "killed", State.DEAD | State.STARTING:
+                life.state, life.wanted = State.KILLED, False
                 return []
             case "paused", State.RUNNING:
                 life.state = State.PAUSED
@@ -143,11 +160,20 @@ class Lives:
             case "resumed", State.PAUSED:
                 life.state = State.RUNNING
                 return [Signal(self._pid(life), signal.SIGCONT)]
-            case (("started" | "restarted"), State.KILLED | State.DEAD) if life.pid is None:
+            case (("started" | "restarted"), State.KILLED | State.DEAD) if life.pid is None and not life.ordered:
+                life.wanted = True
                 return [self._start(life)]
-            case (("killed" | "paused" | "resumed" | "started" | "restarted"), now_is):
-                raise PodwireError(f"{shown} is {now_is} and cannot be {state}")
-        raise PodwireError(f"{state!r} is no state to bring a process to; killed, paused, resumed and started are")
+            case "restarted", State.RUNNING | State.PAUSED:
+                life.state, life.wanted = State.KILLED, True
+                return [Signal(self._pid(life), signal.SIGKILL)]
+        if state not in FAULTS:
+            raise PodwireError(f"{state!r} is no state to bring a process to; {', '.join(FAULTS)} are")
+        raise PodwireError(f"{name.removeprefix('node/')} is {life.state} and cannot be {state}: {FAULTS[state]}")
+
+    def _stranger(self, shown: str) -> str:
+        known = [name.removeprefix("node/") for name in self.by_name if name.startswith("node/")]
+        near = get_close_matches(shown, known, n=1)
+        return f"there is no node {shown!r}; " + (f"did you mean {near[0]}?" if near else f"there are {known[0]} to {known[-1]}")
 
     def _pid(self, life: Life) -> int:
         assert life.pid is not None
@@ -162,6 +188,11 @@ class Lives:
                 effects += [Signal(life.pid, signal.SIGTERM), Signal(life.pid, signal.SIGCONT)]  # a stopped one wakes to hear it
         return effects
 
+    def withdraw(self, name: str) -> None:
+        """A start was ordered and will not be carried out."""
+        life = self.by_name[name]
+        life.state, life.ordered, life.wanted = State.KILLED, False, False
+
     def kill_all(self) -> list[Effect]:
         """End what did not heed `stop`."""
         return [Signal(life.pid, signal.SIGKILL) for life in self.by_name.values() if life.pid is not None and life.name != "zygote"]
@@ -169,7 +200,7 @@ class Lives:
     @property
     def remaining(self) -> int:
         """How many processes are left besides the zygote."""
-        return sum(life.pid is not None or life.state == State.STARTING for life in self.by_name.values() if life.name != "zygote")
+        return sum(life.pid is not None or life.ordered for life in self.by_name.values() if life.name != "zygote")
 
 
 def how(status: int) -> str:

@@ -25,12 +25,13 @@ from typing import Any
 
 from emu.errors import PodwireError
 from emu.model.cluster import ClusterSpec
-from launcher.linux import adopt_orphans, name_process, raise_file_limit
+from launcher.linux import adopt_orphans, is_stopped, name_process, raise_file_limit
 from launcher.lives import Effect, Lives, Start, State
 from launcher.rundir import RunDirectory
 from launcher.zygote import LIFE_FD, MAX_MESSAGE, SOCKET_FD, redirect_output
 
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+STOPPING_LOOK = 0.002  # seconds between looks whether a process that was sent SIGSTOP stands still
 FORKS_IN_A_MESSAGE = 50  # few enough that the answers never fill the socket
 MALLOC = {  # glibc's malloc as hundreds of forked processes want it, mallopt(3)
     "MALLOC_ARENA_MAX": "1",  # an arena a thread would cost a node 0.3 MiB, and Python holds one lock anyway
@@ -38,15 +39,16 @@ MALLOC = {  # glibc's malloc as hundreds of forked processes want it, mallopt(3)
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # and kept: 5 times the bulk rate
 }
 MAX_REQUEST = 1 << 16
+OUTCOMES = {"killed": State.KILLED, "paused": State.PAUSED}  # of faults; all others end in RUNNING
 
 
 class Client:
-    """One connection to the control socket. `waiting` is what it waits for: a process to settle, or the end."""
+    """One connection to the control socket. `waiting` is what it waits for: a process to settle in `state`, or the end."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.buffer = b""
-        self.waiting = ""
+        self.waiting, self.state = "", ""
 
     def answer(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # it did not wait for the answer
@@ -87,10 +89,10 @@ class Supervisor:
             self.watch(self.leash, self.leash_pulled)
         while not (self.lives.stopping and not self.lives.remaining):
             self.carry_out(self.lives.due(time.monotonic()))
+            self.answer_settled()
             for key, _ in self.selector.select(self.timeout()):
                 if self.selector.get_map().get(key.fileobj) is key:  # an earlier event of this round may have closed it
                     key.data()
-            self.answer_settled()
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self.deadline = None
                 self.carry_out(self.lives.kill_all())
@@ -104,8 +106,11 @@ class Supervisor:
         self.reap()
 
     def timeout(self) -> float | None:
+        now = time.monotonic()
         moments = [at for at in (self.lives.next_due(), self.deadline) if at is not None]
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+        if any(client.waiting and client.state == "paused" for client in self.clients.values()):
+            moments.append(now + STOPPING_LOOK)  # nobody tells when a stop has come about
+        return max(0.0, min(moments) - now) if moments else None
 
     def finish(self, listener: socket.socket) -> None:
         """End the zygote, reap whatever is left, remove the directory, tell those who asked."""
@@ -136,8 +141,8 @@ class Supervisor:
         if not self.lives.stopping:
             self.to_fork.clear()
             for life in self.lives.by_name.values():
-                if life.state == State.STARTING and life.name not in self.asked:
-                    life.state = State.KILLED
+                if life.ordered and life.name not in self.asked:
+                    self.lives.withdraw(life.name)
             self.carry_out(self.lives.stop())
             self.deadline = time.monotonic() + GRACE
 
@@ -289,16 +294,21 @@ class Supervisor:
 
     def fault(self, client: Client, name: str, state: str) -> None:
         effects = self.lives.fault(name, state)
-        client.waiting = name
+        client.waiting, client.state = name, state
         self.carry_out(effects)
 
     def answer_settled(self) -> None:
-        """Answer faults once they have come about: a killed process is gone, a started one exists."""
+        """Answer faults once they have come about: a killed process is gone, a paused one stands still, a started one exists."""
         for client in self.clients.values():
             life = self.lives.by_name.get(client.waiting)
-            if life is not None and life.settled:
-                client.waiting = ""
+            if life is None or not life.settled or (life.state == State.PAUSED and not is_stopped(life.pid)):
+                continue
+            client.waiting = ""
+            if life.state == OUTCOMES.get(client.state, State.RUNNING):
                 client.answer({"ok": True, **life.json()})
+            else:  # it died at once, or another fault came in between
+                why = f" ({life.last_exit})" if life.last_exit else ""
+                client.answer({"ok": False, "message": f"{life.json()['name']} is {life.state}{why} and was not {client.state}"})
 
     def status(self) -> dict[str, Any]:
         lives = self.lives.by_name

@@ -2,7 +2,7 @@
 
 GET  status                                 the cluster as the controller sees it, and what is stored but not emulated
 GET  nodes/N/{rules,conntrack,routes}       what node N's kernel holds now
-POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started
+POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started, restarted
 POST traces         {...}                   send one packet that tells its way
 POST apply          {"objects": [...]}      create or update all of them in one transaction, or none
 """
@@ -20,7 +20,7 @@ from emu.registry import emulation
 from emu.registry.registry import Registry
 
 ROOT = ("apis", PODWIRE_GROUP, PODWIRE_VERSION)
-FAULTS = ("killed", "paused", "resumed", "started")
+FAULTS = ("killed", "paused", "resumed", "started", "restarted")
 _ASKED_OF_NODES = ("rules", "conntrack", "routes")
 _PATIENCE = 10.0  # seconds for a node to print its tables: a million rules take it about five
 

@@ -6,7 +6,7 @@ import click
 
 from launcher.commands import options
 
-STATES = {"kill": "killed", "pause": "paused", "resume": "resumed", "start": "started"}
+STATES = {"kill": "killed", "pause": "paused", "resume": "resumed", "restart": "restarted", "start": "started"}
 
 
 @click.command(
@@ -82,31 +82,52 @@ def _state(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return STATES.get(value, value)
 
 
+_states = click.argument(
+    "state", type=click.Choice([*STATES, *STATES.values()]), metavar="kill|pause|resume|restart|start", callback=_state
+)
+
+
+def _told(who: str, state: str, life: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        options.print_json(life)
+    else:
+        running = f" (pid {life['pid']}, life {life['incarnation']})" if life["pid"] else ""
+        click.echo(f"{who} {state}{running}")
+
+
 @fault.command("node")
 @click.argument("node")
-@click.argument("state", type=click.Choice([*STATES, *STATES.values()]), metavar="kill|pause|resume|start", callback=_state)
+@_states
 @options.cluster_name
 @options.as_json
 def fault_node(node: str, state: str, name: str, as_json: bool) -> None:
-    """Kill (SIGKILL), pause (SIGSTOP), resume or start (as its next incarnation) a node's process."""
-    from launcher import faults
+    """Kill (SIGKILL), pause (SIGSTOP), resume, restart or start a node's process.
 
-    answer = faults.node(name, node, state)
-    if as_json:
-        options.print_json(answer)
-    else:
-        click.echo(f"{node} {state}")
+    Each life is the next incarnation. Returns when it has come about: gone, standing still, or Ready again.
+    """
+    from launcher import faults
+    from launcher.display.progress import Progress
+
+    with Progress(f"waiting until {node} is {state}"):
+        life = faults.node(name, node, state)
+    _told(node, state, life, as_json=as_json)
 
 
 @fault.command("controller")
-@click.argument("state", type=click.Choice(["kill", "start", "killed", "started"]), metavar="kill|start", callback=_state)
+@_states
 @options.cluster_name
-def fault_controller(state: str, name: str) -> None:
-    """Kill or start the controller; nodes go on forwarding without it."""
-    from launcher import faults
+@options.as_json
+def fault_controller(state: str, name: str, as_json: bool) -> None:
+    """Kill, pause, resume, restart or start the controller.
 
-    faults.controller(name, state)
-    click.echo(f"controller {state}")
+    Nodes go on forwarding without it; nothing that it has acknowledged is lost. Returns when it has come about.
+    """
+    from launcher import faults
+    from launcher.display.progress import Progress
+
+    with Progress(f"waiting until the controller is {state}"):
+        life = faults.controller(name, state)
+    _told("controller", state, life, as_json=as_json)
 
 
 @click.command()

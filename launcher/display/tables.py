@@ -73,6 +73,9 @@ def status(answer: dict[str, Any]) -> None:
     click.echo(
         "\n".join(columns(["NODE", "READY", "PROCESS", "PID", "LIFE", "DEATHS", "IP", "POD-CIDR", "PODS", "USS"], nodes, drop_empty=True))
     )
+    for process in (*processes.values(), *answer["nodes"]):
+        if process.get("last_words"):
+            click.echo(f"{process['name']} died ({process['last_exit']}): {process['last_words']}")
     for line in notes(told):
         click.echo(line)
 

@@ -91,7 +91,7 @@ def test_every_fault_of_a_set_is_told_at_once(tmp_path, capsys):
         (["frobnicate"], 2, "No such command 'frobnicate'. (see podwire --help)"),
         (["apply"], 2, "say which manifests: -f FILE (see podwire apply --help)"),
         (["exec", "pod"], 2, "Missing argument '-- PROGRAM [ARGS...]'. (see podwire exec --help)"),
-        (["fault", "node", "node-1", "tickle"], 2, "Invalid value for 'kill|pause|resume|start': "),
+        (["fault", "node", "node-1", "tickle"], 2, "Invalid value for 'kill|pause|resume|restart|start': "),
         (["bench", "nothing"], 2, "there is no benchmark 'nothing'; there are: "),
         (["demo", "--nodes", "2"], 2, "--nodes: the demo kills a node and goes on with the others: it takes at least 3"),
         (["status"], 1, "no cluster named 'podwire' is up; start one with: podwire up"),

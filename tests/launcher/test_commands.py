@@ -183,14 +183,18 @@ def test_a_node_that_is_killed_paused_resumed_and_started_says_so_and_comes_back
     def node(name):
         return next(n for n in json.loads(podwire("status", "--json").stdout)["nodes"] if n["name"] == name)
 
-    assert podwire("fault", "node", "node-3", "pause").stdout == "node-3 paused\n"
-    assert podwire("fault", "node", "node-3", "resume").stdout == "node-3 resumed\n"
+    assert re.fullmatch(r"node-3 paused \(pid \d+, life 1\)\n", podwire("fault", "node", "node-3", "pause").stdout)
+    assert podwire("fault", "node", "node-3", "resume").stdout.startswith("node-3 resumed")
     assert podwire("fault", "node", "node-3", "kill").stdout == "node-3 killed\n"
     again = podwire("fault", "node", "node-3", "killed", check=False)
-    assert (again.returncode, again.stderr) == (1, "error: node-3 is killed and cannot be killed\n")
+    assert (again.returncode, again.stderr) == (1, "error: node-3 is killed and cannot be killed: only what is not yet killed can\n")
+    assert podwire("fault", "node", "node-33", "kill", check=False).stderr == "error: there is no node 'node-33'; did you mean node-3?\n"
     eventually(lambda: node("node-3")["ready"] is False)
-    assert podwire("fault", "node", "node-3", "start").stdout == "node-3 started\n"
-    eventually(lambda: node("node-3")["ready"] and node("node-3")["incarnation"] == 2)
+    life = json.loads(podwire("fault", "node", "node-3", "start", "--json").stdout)
+    assert (life["name"], life["state"], life["incarnation"]) == ("node-3", "running", 2)
+    assert node("node-3")["ready"]
+    assert json.loads(podwire("fault", "node", "node-3", "restart", "--json").stdout)["incarnation"] == 3
+    assert (node("node-3")["ready"], node("node-3")["deaths"]) == (True, 0)
 
 
 def test_nodes_go_on_without_the_controller_which_comes_back_with_nothing_lost():
@@ -198,9 +202,19 @@ def test_nodes_go_on_without_the_controller_which_comes_back_with_nothing_lost()
     podwire("fault", "controller", "kill")
     silent = podwire("get", "pods", check=False)
     assert (silent.returncode, "does not answer" in silent.stderr) == (1, True)
-    assert "controller   killed" in podwire("status").stdout
+    podwire("fault", "node", "node-1", "pause")
+    told = podwire("status").stdout
+    assert "controller: is killed" in told
+    assert "controller   killed" in told
+    assert re.search(r"^node-1 +- +paused +\d+", told, re.MULTILINE)
+    podwire("fault", "node", "node-1", "resume")
     podwire("fault", "controller", "start")
-    eventually(lambda: podwire("get", "nodes", check=False).returncode == 0)
+    assert podwire("get", "svc", "-o", "name").stdout == before
+    podwire("fault", "controller", "pause")
+    began = time.monotonic()
+    assert "controller: is paused" in podwire("status").stdout
+    assert time.monotonic() - began < 4  # it is not waited for
+    assert json.loads(podwire("fault", "controller", "restart", "--json").stdout)["incarnation"] == 3
     assert podwire("get", "svc", "-o", "name").stdout == before
     eventually(
         lambda: podwire("exec", "deploy/web", "--", "curl", "-s", f"http://{VIP}/hostname", check=False).stdout in pods("order-service")

@@ -70,12 +70,13 @@ def test_a_paused_node_can_be_resumed_or_killed():
 @pytest.mark.parametrize(
     ("before", "state", "told"),
     [
-        ([], "resumed", "a is running and cannot be resumed"),
-        ([], "started", "a is running and cannot be started"),
+        ([], "resumed", "a is running and cannot be resumed: only what is paused can"),
+        ([], "started", "a is running and cannot be started: only what is killed or dead can"),
         (["paused"], "paused", "a is paused and cannot be paused"),
         (["killed"], "killed", "a is killed and cannot be killed"),
         (["killed"], "resumed", "a is killed and cannot be resumed"),
-        ([], "roasted", "'roasted' is no state to bring a process to; killed, paused, resumed and started are"),
+        (["killed"], "started", "a is killed and cannot be started"),  # for its former life is not gone yet
+        ([], "roasted", "'roasted' is no state to bring a process to; killed, paused, resumed, started, restarted are"),
     ],
 )
 def test_what_cannot_be_done_from_where_a_node_is_is_refused(before, state, told):
@@ -86,9 +87,53 @@ def test_what_cannot_be_done_from_where_a_node_is_is_refused(before, state, told
         lives.fault(NODE, state)
 
 
+def test_a_restart_is_done_when_the_next_life_runs_and_counts_as_no_death():
+    lives = running(NODE)
+    assert lives.fault(NODE, "restarted") == [Signal(100, signal.SIGKILL)]
+    lives.exited(100, signal.SIGKILL, 1.0)
+    assert not lives.by_name[NODE].settled
+    assert lives.due(1.0) == [Start(NODE, 2)]
+    assert not lives.by_name[NODE].settled
+    lives.started(NODE, 101, 1.0)
+    assert lives.by_name[NODE].settled
+    assert lives.by_name[NODE].deaths == 0
+
+
+def test_a_restart_whose_start_fails_goes_on_until_it_runs():
+    lives = running(NODE)
+    lives.fault(NODE, "restarted")
+    lives.exited(100, signal.SIGKILL, 1.0)
+    lives.due(1.0)
+    lives.not_started(NODE, "the zygote died", 1.0)
+    assert not lives.by_name[NODE].settled
+    assert lives.due(1.0 + FIRST_WAIT) == [Start(NODE, 3)]
+
+
+def test_a_node_killed_while_its_start_is_under_way_is_killed_as_soon_as_it_is_there():
+    lives = Lives([NODE])
+    lives.due(0.0)
+    assert lives.fault(NODE, "killed") == []
+    assert not lives.by_name[NODE].settled
+    assert lives.started(NODE, 100, 0.1) == [Signal(100, signal.SIGKILL)]
+    lives.exited(100, signal.SIGKILL, 0.2)
+    assert (lives.by_name[NODE].state, lives.by_name[NODE].settled) == (State.KILLED, True)
+    assert lives.due(100.0) == []
+
+
+def test_a_kill_during_a_restart_wins():
+    lives = running(NODE)
+    lives.fault(NODE, "restarted")
+    lives.exited(100, signal.SIGKILL, 1.0)
+    lives.fault(NODE, "killed")
+    assert lives.by_name[NODE].settled
+    assert lives.due(100.0) == []
+
+
 def test_a_fault_on_no_node_names_those_that_are():
     with pytest.raises(PodwireError, match="there is no node 'c'; there are a to b"):
         running("zygote", NODE, "node/b").fault("node/c", "killed")
+    with pytest.raises(PodwireError, match=r"there is no node 'node-21'; did you mean node-2\?"):
+        running("node/node-1", "node/node-2").fault("node/node-21", "killed")
 
 
 def test_a_fork_that_the_zygote_took_into_its_grave_is_tried_again():

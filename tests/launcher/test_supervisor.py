@@ -138,7 +138,7 @@ def test_kill_pause_resume_and_start_do_what_they_say():
     run = started(spec())
     pid = life(run, "node-1")["pid"]
     control.ask(run, {"node": "node-1", "state": "paused"})
-    until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
     control.ask(run, {"node": "node-1", "state": "resumed"})
     until(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING)
     control.ask(run, {"node": "node-1", "state": "killed"})
@@ -148,6 +148,10 @@ def test_kill_pause_resume_and_start_do_what_they_say():
     told = control.ask(run, {"node": "node-1", "state": "started"})
     assert told["incarnation"] == 2
     assert psutil.pid_exists(told["pid"])
+    again = control.ask(run, {"node": "node-1", "state": "restarted"})
+    assert (again["incarnation"], again["deaths"], again["state"]) == (3, 0, "running")
+    assert psutil.pid_exists(again["pid"])
+    assert not psutil.pid_exists(told["pid"])
     assert life(run, "node-2")["incarnation"] == 1
     control.stop(run)
 
