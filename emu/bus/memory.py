@@ -58,6 +58,11 @@ class MemoryBus:
                 found.append((node, message))
         return found
 
+    @property
+    def waiting(self) -> bool:
+        """Is there something to receive?"""
+        return bool(self._inbox)
+
     def on_arrival(self, callback: Callable[[], None] | None) -> None:
         self._callback = callback
 
@@ -79,6 +84,11 @@ class MemoryNodeLink:
         self._inbox: deque[tuple[bytes, bool]] = deque()
         self._arrived = threading.Event()
         self.malformed = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Would `poll` return at once?"""
+        return bool(self._inbox) or self._arrived.is_set()
 
     def push(self, data: bytes, *, is_update: bool) -> None:
         """Bytes from the controller's side."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Mapping
 
 from emu.bus.follower import Follower, Step
 from emu.bus.link import NodeLink
@@ -78,6 +79,12 @@ class Agent:
         if (proxy := self.proxy.poll_at()) is not None:
             candidates.append(proxy)
         return min(candidates)
+
+    def up_to_date(self, published: Mapping[str, int]) -> bool:
+        """Has everything been applied that was published, by these sequences, down to the rules?"""
+        mirrors = self._follower.mirrors.items()
+        heard = all(mirror.synced and mirror.sequence >= published.get(stream, -1) for stream, mirror in mirrors)
+        return heard and self.proxy.poll_at() is None
 
     def _expire_at(self) -> float:
         """When conntrack has something to forget. Read without the lock: a stale answer is corrected at the next turn."""

@@ -254,11 +254,15 @@ class Kubelet:
         """What a container has written and writes, until its run ends."""
         return LogSession(self._runtime(params), params, reply)
 
-    def shut_down(self) -> None:
-        """The process ends: tell every program, and wait a moment."""
+    def cut_off(self) -> None:
+        """Tell every program that it is killed."""
         for held in self._held.values():
             if held.runtime is not None:
                 held.runtime.stop(0.0)
+
+    def shut_down(self) -> None:
+        """The process ends: tell every program, and wait a moment."""
+        self.cut_off()
         end = self._kernel.now() + SHUT_DOWN_GRACE
         while self._kernel.now() < end and any(held.runtime is not None and not held.runtime.gone for held in self._held.values()):
             time.sleep(0.005)

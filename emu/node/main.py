@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 from emu.bus.follower import Follower
 from emu.bus.zeromq import NodeBus
@@ -12,6 +13,7 @@ from emu.model.cluster import ClusterSpec, NodeSpec
 from emu.node.agent import Agent
 from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
+from emu.overlay.carrier import Carrier
 from emu.overlay.zeromq import ZmqCarrier, open_context
 from emu.wire.addr import Network, parse_ip
 
@@ -23,11 +25,7 @@ def run(spec: ClusterSpec, name: str, incarnation: int, life_fd: int) -> None:
     carrier = ZmqCarrier(context, data_endpoint(spec, name))
     machine = make_machine(spec, me, carrier, incarnation)
     kernel = LeaderFollower(machine.softnet, carrier, machine.underlay.receive_message)
-    hello = {
-        "t": "hello", "name": name, "ip": me.ip, "pod_cidr": me.pod_cidr, "endpoint": carrier.endpoint, "incarnation": incarnation,
-        "labels": dict(me.labels), "pid": os.getpid(), "addresses": list(me.addresses or (me.ip,)),
-    }  # fmt: skip
-    follower = Follower(hello)
+    follower = Follower(hello(me, carrier.endpoint, incarnation))
     link = NodeBus(name, f"ipc://{spec.run_dir}/bus.pub", f"ipc://{spec.run_dir}/bus.ctl", follower.streams, context)
     agent = Agent(spec, me, machine, kernel, link, follower)
     signal.signal(signal.SIGTERM, lambda number, frame: agent.stop())
@@ -47,7 +45,15 @@ def data_endpoint(spec: ClusterSpec, name: str) -> str:
     return f"ipc://{spec.run_dir}/n/{name}.data"
 
 
-def make_machine(spec: ClusterSpec, me: NodeSpec, carrier: ZmqCarrier, incarnation: int) -> Machine:
+def hello(me: NodeSpec, endpoint: str, incarnation: int) -> dict[str, Any]:
+    """How a node registers: what the others must know to send to it."""
+    return {
+        "t": "hello", "name": me.name, "ip": me.ip, "pod_cidr": me.pod_cidr, "endpoint": endpoint, "incarnation": incarnation,
+        "labels": dict(me.labels), "pid": os.getpid(), "addresses": list(me.addresses or (me.ip,)),
+    }  # fmt: skip
+
+
+def make_machine(spec: ClusterSpec, me: NodeSpec, carrier: Carrier, incarnation: int) -> Machine:
     """The data plane of a node as the cluster's settings want it."""
     address = NodeAddress(me.name, parse_ip(me.ip), Network.parse(me.pod_cidr))
     machine = Machine(
