@@ -58,6 +58,7 @@ class DropReason(StrEnum):
 
     TRUNCATED = "truncated"  # shorter than its headers say
     MALFORMED = "malformed"  # a header that no sender makes: version, length or offset
+    BAD_CHECKSUM = "bad-checksum"  # came from outside with a checksum that is not its own
     BAD_MESSAGE = "bad-message"  # an underlay message that is not ours, or is cut
     STALE_INCARNATION = "stale-incarnation"  # meant for an earlier life of this node
     STALE_AGE = "stale-age"  # waited longer in a queue than any wire would hold it

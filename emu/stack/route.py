@@ -72,6 +72,10 @@ class RoutingTable:
                 return route
         return None
 
+    def exact(self, prefix: Network) -> Route | None:
+        """The route to just this prefix."""
+        return self._by_length.get(prefix.length, {}).get(prefix.value)
+
     def __iter__(self) -> Iterator[Route]:
         """In the order of `ip route`: by address, of several prefixes with one address the longest first (net/ipv4/fib_trie.c)."""
         routes = (route for table in self._by_length.values() for route in table.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from emu.errors import DropReason
 from emu.wire.vxlan import PORT as VXLAN_PORT
 from emu.wire.vxlan import SIZE as VXLAN_SIZE
 
@@ -110,6 +111,31 @@ def wrong(packet: bytes) -> tuple[str, ...]:
             bad.append(NAMES[layout.proto])
     inner = _inner_at(packet, layout)
     return (*bad, *(wrong(packet[inner : layout.total]) if inner else ()))
+
+
+def accept(packet: bytes, *, vouched: bool = False) -> bytes | DropReason:
+    """An IPv4 packet from outside as the wires inside carry it: without the link's padding, IP's and the transport's checksum zero.
+
+    TRUNCATED or MALFORMED if it is not whole, BAD_CHECKSUM if a sum is wrong; the transport's is not looked at if `vouched` for. A
+    fragment keeps its transport's field (see `fill`). IPv6 is UNSUPPORTED.
+    """
+    if len(packet) < 20:
+        return DropReason.TRUNCATED
+    l4, total, proto = (packet[0] & 15) << 2, packet[2] << 8 | packet[3], packet[9]
+    if packet[0] >> 4 != 4:
+        return DropReason.UNSUPPORTED if packet[0] >> 4 == 6 else DropReason.MALFORMED
+    if l4 < 20 or total < l4:
+        return DropReason.MALFORMED
+    if total > len(packet):
+        return DropReason.TRUNCATED
+    packet = packet[:total]
+    if internet(packet[:l4]) or not (vouched or not wrong(packet)):
+        return DropReason.BAD_CHECKSUM
+    if packet[6] & 0x3F or packet[7] or total - l4 < _SHORTEST.get(proto, 1 << 16):
+        return packet[:10] + b"\0\0" + packet[12:]
+    at = l4 + _FIELD[proto]
+    width = 4 if proto == SCTP else 2
+    return b"".join((packet[:10], b"\0\0", packet[12:at], bytes(width), packet[at + width :]))
 
 
 def _layout(packet: bytes) -> _Layout | None:
