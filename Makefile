@@ -56,6 +56,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_first
 	$(BIN)/python -m benchmarks.bench_nodes
 	$(BIN)/python -m benchmarks.bench_walk
+	$(BIN)/python -m benchmarks.bench_programming
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -29,7 +29,7 @@ class NodeCalls(Protocol):
     """Calls to nodes, by name, and the cluster's own answers that no Kubernetes object holds."""
 
     async def call(self, node: str, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """One question, one answer within `timeout` seconds: `rules` {format}, `conntrack`, `routes`, `logs`."""
+        """One question, one answer within `timeout` seconds: `rules` {format}, `conntrack`, `routes`, `swaps`, `logs`."""
 
     def stream(self, node: str, method: str, params: dict[str, Any]) -> NodeStream:
         """Start `exec` {namespace, pod, container, command} or `logs` {namespace, pod, container, follow, tail}."""
@@ -39,6 +39,9 @@ class NodeCalls(Protocol):
 
     async def fault(self, node: str, state: str) -> dict[str, Any]:
         """Bring a node to `killed`, `paused`, `resumed` or `started`."""
+
+    def publications(self) -> list[dict[str, Any]]:
+        """The last updates of the broadcast, oldest first: stream, sequence, revision, and when."""
 
     def status(self) -> dict[str, Any]:
         """The cluster as the controller sees it now."""

@@ -1,7 +1,9 @@
 """What Kubernetes has no verb for: the group podwire.dev/v1alpha1 on the same server.
 
 GET  status                                 the cluster as the controller sees it, and what is stored but not emulated
+GET  publications                           the last updates that were broadcast to nodes, and when
 GET  nodes/N/{rules,conntrack,routes}       what node N's kernel holds now
+GET  nodes/N/swaps                          when its rules followed which update
 POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started, restarted
 POST traces         {...}                   send one packet that tells its way
 POST apply          {"objects": [...]}      create or update all of them in one transaction, or none
@@ -21,7 +23,7 @@ from emu.registry.registry import Registry
 
 ROOT = ("apis", PODWIRE_GROUP, PODWIRE_VERSION)
 FAULTS = ("killed", "paused", "resumed", "started", "restarted")
-_ASKED_OF_NODES = ("rules", "conntrack", "routes")
+_ASKED_OF_NODES = ("rules", "conntrack", "routes", "swaps")
 _PATIENCE = 10.0  # seconds for a node to print its tables: a million rules take it about five
 
 
@@ -35,7 +37,9 @@ def answer(request: Request, registry: Registry) -> Response | Deferred | None:
     match request.method, *parts[3:]:
         case "GET", "status":
             return Deferred(lambda calls: _status(calls, registry))
-        case "GET", "nodes", node, ("rules" | "conntrack" | "routes") as what:
+        case "GET", "publications":
+            return Deferred(_publications)
+        case "GET", "nodes", node, what if what in _ASKED_OF_NODES:
             return _of_node(registry, node, what, dict(request.query))
         case "POST", "nodes", node, "fault":
             return _fault(registry, node, request.decoded())
@@ -47,7 +51,7 @@ def answer(request: Request, registry: Registry) -> Response | Deferred | None:
 
 
 def _resources() -> dict[str, Any]:
-    names = ("status", "traces", "apply", *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, "fault")))
+    names = ("status", "publications", "traces", "apply", *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, "fault")))
     listed = [
         {
             "name": name,
@@ -64,6 +68,10 @@ def _resources() -> dict[str, Any]:
 async def _status(calls: NodeCalls, registry: Registry) -> Response:
     idle = [entry._asdict() for entry in emulation.summary(registry.store)]
     return Response({**calls.status(), "revision": registry.store.revision, "notEmulated": idle})
+
+
+async def _publications(calls: NodeCalls) -> Response:
+    return Response({"items": calls.publications()})
 
 
 def _known_node(registry: Registry, node: str) -> None:

@@ -22,15 +22,19 @@ Reader = Callable[[str, str, str], dict[str, Any] | None]  # Store.get
 
 
 class Publisher:
-    """What is published, and as which number. `get` reads the store as it is now; `epoch` is the number before the first."""
+    """What is published, and as which number. `get` reads the store as it is now; `epoch` is the number before the first.
 
-    def __init__(self, get: Reader, epoch: int = 0) -> None:
-        self._get = get
+    `now` is whose clock says when a change was heard of; `noted` the oldest such time in the last `flush`, by stream.
+    """
+
+    def __init__(self, get: Reader, epoch: int = 0, now: Callable[[], float] = lambda: 0.0) -> None:
+        self._get, self._now = get, now
+        self.noted: dict[str, float] = {}
         self.epoch = epoch
         self.revision = 0
         self.sequences: dict[str, int] = {NODES: epoch, SERVICES: epoch}
         self._values: dict[str, dict[str, bytes]] = {NODES: {}, SERVICES: {}}
-        self._dirty: dict[tuple[str, str], None] = {}  # (resource, key), in order of first mark
+        self._dirty: dict[tuple[str, str], float] = {}  # (resource, key) to when it was first marked, in that order
         self._slices: dict[str, set[str]] = {}  # service key -> names of its slices
         self._pod_node: dict[str, str] = {}  # pod key -> the node whose stream has it
 
@@ -40,19 +44,20 @@ class Publisher:
 
     def on_changes(self, changes: Iterable[Change]) -> None:
         """Note what has changed. A subscriber of the store, also given all objects as ADDED at the start."""
+        now = self._now()
         for change in changes:
             self.revision = max(self.revision, change.revision)
             match change.resource:
                 case "nodes" | "services":
-                    self._dirty[change.resource, views.key_of(change.object)] = None
+                    self._dirty.setdefault((change.resource, views.key_of(change.object)), now)
                 case "pods" if (change.object.get("spec") or {}).get("nodeName"):
-                    self._dirty["pods", views.key_of(change.object)] = None
+                    self._dirty.setdefault(("pods", views.key_of(change.object)), now)
                 case "endpointslices":
-                    self._mark_slice(change)
+                    self._mark_slice(change, now)
                 case _:
                     pass  # nodes are told of nothing else
 
-    def _mark_slice(self, change: Change) -> None:
+    def _mark_slice(self, change: Change, now: float) -> None:
         for obj, belongs in ((change.previous, False), (change.object, change.type != "DELETED")):
             if obj is None or not views.slice_service(obj):
                 continue
@@ -63,17 +68,18 @@ class Publisher:
                 names.add(meta["name"])
             else:
                 names.discard(meta["name"])
-            self._dirty["services", service] = None
+            self._dirty.setdefault(("services", service), now)
 
     def flush(self) -> list[Update]:
         """The updates that bring subscribers to the store's state, numbered; [] if nothing that they see has changed."""
-        dirty, self._dirty = self._dirty, {}
+        dirty, self._dirty, self.noted = self._dirty, {}, {}
         changes: dict[str, list[tuple[str, str, bytes]]] = {}
-        for resource, key in dirty:
+        for (resource, key), noted in dirty.items():
             for stream, value in self._current(resource, key):
                 change = self._difference(stream, key, value)
                 if change is not None:
                     changes.setdefault(stream, []).append(change)
+                    self.noted[stream] = min(noted, self.noted.get(stream, noted))
         return [self._number(stream, part[i : i + BATCH]) for stream, part in changes.items() for i in range(0, len(part), BATCH)]
 
     def _current(self, resource: str, key: str) -> list[tuple[str, dict[str, Any] | None]]:

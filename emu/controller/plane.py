@@ -6,6 +6,7 @@ says so. Also the API's `NodeCalls`, but for faults, which are the supervisor's.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from emu.controller.collector import Collector
 from emu.controller.status import status
 from emu.controller.traces import Traces
 from emu.model.cluster import ClusterSpec
+from emu.observe.programming import KEPT, Publication
 from emu.registry.registry import Registry
 from emu.store.store import Change
 
@@ -54,13 +56,14 @@ class ControlPlane:
         self._now = now
         store = self.store = registry.store
         self.cluster = Cluster(registry, seed=spec.seed)
-        self.publisher = Publisher(store.get, epoch=store.revision)
+        self.publisher = Publisher(store.get, epoch=store.revision, now=now)
         self.publisher.on_changes(
             Change(store.revision, "ADDED", resource, obj, None) for resource in store.resources() for obj in store.list(resource)[0]
         )
         self.publisher.flush()  # nobody listens yet: what is there now comes with the snapshots
         store.subscribe(self.publisher.on_changes)
         self.audience = Audience()
+        self.published: deque[Publication] = deque(maxlen=KEPT)
         grace = spec.timings.node_grace
         self.lifecycle = NodeLifecycle(self.cluster, grace=grace, expected=[node.name for node in spec.nodes], now=now())
         self.runner = Runner(store, self._controllers(), on_error)
@@ -108,6 +111,9 @@ class ControlPlane:
         for update in updates:
             self.link.publish(update)
             self.audience.on_publish(update.stream, update.sequence, now)
+            size = sum(len(value) for _, _, value in update.changes)
+            noted = self.publisher.noted[update.stream]
+            self.published.append(Publication(update.stream, update.sequence, update.revision, noted, self._now(), size))
         if updates:
             quiet = now >= self._published_at + 2 * self._pause
             self._pause = self._publish_period if quiet else min(2 * self._pause, STORM * self._publish_period)
@@ -139,6 +145,9 @@ class ControlPlane:
 
     async def trace(self, params: dict[str, Any]) -> dict[str, Any]:
         return await self.traces.trace(params)
+
+    def publications(self) -> list[dict[str, Any]]:
+        return [publication._asdict() for publication in self.published]
 
     def status(self) -> dict[str, Any]:
         return status(self.spec, self.url, self.cluster, self.runner, self.publisher, self.audience, self.collector)

@@ -18,6 +18,7 @@ from emu.node.calls import Calls
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.observe.hops import pack
+from emu.observe.programming import Swap
 from emu.pod.kernel import Kernel
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import ZONE_LABEL, NodeView
@@ -50,6 +51,7 @@ class Agent:
         # a lease before the hello would only have it asked for again
         self._lease_at, self._leased_at = kernel.now() + spec.timings.lease_period, 0.0
         self._expired_at = self._pipes_at = 0.0
+        self._heard_at = self._read_at = 0.0  # of the Services' changes that no sync has taken in
         self.stopping = False
         machine.softnet.hops_recorded = link.wake
 
@@ -69,8 +71,10 @@ class Agent:
 
     def look(self, patience: float) -> None:
         """Take in what has come, waiting up to `patience` seconds for it, and do what is due."""
-        for message in self._link.poll(patience):
-            self._on_step(self._follower.on_message(message))
+        messages = self._link.poll(patience)
+        now = self._kernel.now()
+        for message in messages:
+            self._on_step(self._follower.on_message(message), now)
         self._turn(self._kernel.now())
 
     def next_at(self) -> float:
@@ -120,10 +124,9 @@ class Agent:
             self._machine.carrier.close_idle()
             self._kernel.leave()
 
-    def _on_step(self, step: Step) -> None:
+    def _on_step(self, step: Step, now: float) -> None:
         for answer in step.send:
             self._link.post(answer)
-        now = self._kernel.now()
         if step.welcomed:
             self.kubelet.report_all()
         for stream, keys in step.changed.items():
@@ -135,15 +138,14 @@ class Agent:
             elif mirror is self._follower.services:
                 services = [(key, mirror.get(key)) for key in keys]
                 self.proxy.on_services(services, now)
+                self._heard_at, self._read_at = self._heard_at or now, self._kernel.now()
                 self.kubelet.on_services(services)
             else:
                 self.kubelet.on_pods((key, mirror.get(key)) for key in keys)
         if not self._listed and self._follower.services.synced:
             self._listed = True
             self.proxy.on_listed(now)
-        if step.changed:
-            self._sync_proxy(now)
-            # so that the controller learns soon how far this node has come
+        if step.changed:  # so that the controller learns soon how far this node has come
             self._lease_at = min(self._lease_at, max(now, self._leased_at + self._early_lease))
         if step.message is not None:
             self._calls.on_message(step.message)
@@ -153,12 +155,17 @@ class Agent:
         result = self.proxy.sync(now)
         if result is None:
             return
-        started = self._kernel.enter()
+        built = self._kernel.now()
+        self._kernel.enter()
         self._machine.node.swap(result.ruleset)
         if result.stale is not None:
             self._machine.node.netfilter.conntrack.delete_matching(result.stale)
         self._kernel.leave()
-        self.proxy.on_swapped(self._kernel.now() - min(started, now))
+        swapped = self._kernel.now()
+        self.proxy.on_swapped(swapped - now)
+        if self._heard_at:
+            self._calls.swaps.append(Swap(self._follower.services.sequence, self._heard_at, self._read_at, built, swapped))
+            self._heard_at = 0.0
         node = {"kind": "Node", "namespace": "", "name": self._machine.me.name, "uid": ""}
         for warning in result.warnings:
             self._link.post({"t": "event", "object": node, "type": "Warning", "reason": "ServiceNotEmulated", "message": warning})

@@ -6,6 +6,7 @@ control loop and must not block: what takes time (exec, logs that follow, a trac
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from emu.netfilter import text
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.node.probe import Probe
+from emu.observe.programming import KEPT, Swap
 from emu.pod.kernel import Kernel
 from emu.stack.bridge import Bridge
 from emu.stack.device import Device
@@ -29,9 +31,10 @@ class Calls:
     def __init__(self, kubelet: Kubelet, machine: Machine, kernel: Kernel, post: Callable[[Body], None]) -> None:
         self._kubelet, self._machine, self._kernel, self._post = kubelet, machine, kernel, post
         self._running: dict[int, Any] = {}
+        self.swaps: deque[Swap] = deque(maxlen=KEPT)
         self._methods: Mapping[str, Callable[[int, Body], Body | None]] = {
             "rules": self._rules, "conntrack": self._conntrack, "routes": self._routes, "trace": self._trace, "forget": self._forget,
-            "exec": self._exec, "logs": self._logs, "stats": self._stats,
+            "exec": self._exec, "logs": self._logs, "stats": self._stats, "swaps": self._swaps,
         }  # fmt: skip
 
     def on_message(self, message: Body) -> None:
@@ -109,6 +112,9 @@ class Calls:
             return {"drops": drops, "conntrack": len(self._machine.node.netfilter.conntrack), "stand_ins": self._kubelet.stand_ins()}
         finally:
             self._kernel.leave()
+
+    def _swaps(self, number: int, params: Body) -> Body:
+        return {"items": [swap._asdict() for swap in self.swaps]}
 
     # ---- traces --------------------------------------------------------------------------------------------------------------------
 

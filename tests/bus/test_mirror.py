@@ -135,6 +135,20 @@ def test_a_burst_of_changes_to_one_service_is_one_value(store, publisher):
     assert [one["metadata"]["name"] for one in unpack(value)["slices"]] == ["web-1"]
 
 
+def test_an_update_is_as_old_as_its_oldest_change(store):
+    clock = iter(range(10, 20))
+    publisher = Publisher(store.get, now=lambda: next(clock))
+    store.subscribe(publisher.on_changes)
+    store.create("services", service("web"))
+    store.create("services", service("other"))
+    store.update("services", service("web", 81))
+    publisher.flush()
+    assert publisher.noted == {SERVICES: 10}
+    store.update("services", service("web", 82))
+    publisher.flush()
+    assert publisher.noted == {SERVICES: 13}
+
+
 def test_a_change_that_nodes_do_not_read_is_not_sent(store, publisher):
     store.create("services", service("web"))
     publisher.flush()

@@ -79,6 +79,9 @@ class FakeCalls:
         self.faults.append((node, state))
         return {"ok": True}
 
+    def publications(self) -> list[dict[str, Any]]:
+        return []
+
     def status(self) -> dict[str, Any]:
         return {"name": "test"}
 

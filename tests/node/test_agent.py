@@ -148,6 +148,19 @@ def test_rules_follow_services_and_back(controller: Controller) -> None:
     controller.until(lambda: controller.rules() == empty)
 
 
+def test_a_node_keeps_when_its_rules_followed_which_update(controller: Controller) -> None:
+    controller.synced()
+    began = time.monotonic()
+    controller.publish(SERVICES, "ns1/svc1", value(endpoints=["10.244.2.9"], cluster_ip="10.96.0.41"))
+    controller.until(lambda: "10.244.2.9" in controller.rules())
+    controller.synced()
+    controller.bus.send("node-1", {"t": "call", "id": 7, "method": "swaps", "params": {}})
+    controller.until(lambda: controller.said("answer"))
+    last = controller.said("answer")[0]["body"]["items"][-1]
+    assert last["sequence"] == controller.sequences[SERVICES]
+    assert began < last["heard"] <= last["read"] <= last["built"] <= last["swapped"] < time.monotonic()
+
+
 def test_no_rules_before_all_services_are_known() -> None:
     """A proxy that starts must not swap half a rule set in (kube-proxy waits for its informers)."""
     controller = Controller()
