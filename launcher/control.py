@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import socket
+import time
 from typing import Any
 
 from emu.errors import PodwireError
@@ -35,10 +37,17 @@ def ask(run: RunDirectory, request: dict[str, Any], *, timeout: float = 10.0) ->
 
 
 def stop(run: RunDirectory) -> None:
-    """End the cluster; returns when nothing of it is left, the supervisor included."""
-    supervisor = os.pidfd_open(ask(run, {"status": True})["pid"])
+    """End the cluster; returns when nothing of it is left, the supervisor and its guard included."""
+    seen = ask(run, {"status": True})
+    ends = []
     try:
+        for pid in (seen["pid"], seen["guard"]):
+            with contextlib.suppress(ProcessLookupError):  # the guard may have been killed, which ends the cluster too
+                ends.append(os.pidfd_open(pid))
         ask(run, {"stop": True})
-        select.select([supervisor], [], [], EXIT_PATIENCE)
+        deadline = time.monotonic() + EXIT_PATIENCE
+        for end in ends:
+            select.select([end], [], [], max(0.0, deadline - time.monotonic()))
     finally:
-        os.close(supervisor)
+        for end in ends:
+            os.close(end)

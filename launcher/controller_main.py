@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from emu.model.cluster import ClusterSpec
 from launcher.linux import die_with_parent, name_process
+from launcher.output import outlast_full_disk
 from launcher.rundir import RunDirectory
 from launcher.zygote import LIFE_FD, entry
 
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> None:
     """`python -m launcher.controller_main RUN SUPERVISOR-PID`."""
     run, supervisor = RunDirectory(argv[1]), int(argv[2])
     die_with_parent(supervisor)
+    outlast_full_disk()
     name_process("pw-controller")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(LIFE_FD, False)

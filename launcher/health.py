@@ -35,7 +35,12 @@ def of(name: str, *, memory: bool = False) -> dict[str, Any]:
     for life in (seen["zygote"], seen["controller"], *seen["nodes"]):
         if life["state"] == "dead":
             life["last_words"] = startup.last_words(run, life["name"])
-    processes = {"supervisor": {"pid": seen["pid"]}, "zygote": seen["zygote"], "controller": seen["controller"]}
+    processes = {
+        "guard": {"pid": seen["guard"]},
+        "supervisor": {"pid": seen["pid"]},
+        "zygote": seen["zygote"],
+        "controller": seen["controller"],
+    }
     if memory:
         _add_memory([*rows, *processes.values()])
     return {

@@ -73,9 +73,10 @@ class Starting:
             time.sleep(min(max(POLL, COURTESY * looked), LONGEST_POLL))
 
     def check_lives(self, processes: tuple[str, ...]) -> None:
-        if not self.run.control.exists():
-            return  # on a busy machine the supervisor itself is still on its way
-        status = control.ask(self.run, {"status": True})
+        try:
+            status = control.ask(self.run, {"status": True})
+        except PodwireError:  # on a busy machine it is still on its way; `wait` sees if it is dead
+            return
         for life in (status["controller"], status["zygote"], *status["nodes"]):
             if life["deaths"] >= HOPELESS and (not processes or life["name"] in (*processes, "zygote")):
                 words = last_words(self.run, life["name"])

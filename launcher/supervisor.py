@@ -3,7 +3,8 @@
 Holds the directory's lock, the only write end of the life pipe, and the control socket (JSON, a line a request, a line an
 answer: `{"status": true}`, `{"node": NAME, "state": STATE}`, `{"controller": STATE}`, `{"stop": true}`). What shall run is
 decided in `lives`; here it is carried out. One thread, one selector, no work that can block. It is started by exec, never
-by fork from a caller that may have threads, and is the child subreaper: nothing below it can escape being reaped.
+by fork from a caller that may have threads, and is the child subreaper: nothing below it can escape being reaped. The process that is
+exec'd stays behind as its parent, to clear up should it be killed (`guard`).
 
 While a cluster comes up, the command holds a *leash*: if that ends without a byte, the cluster goes (Ctrl-C, any death).
 """
@@ -20,15 +21,17 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from emu.errors import PodwireError
 from emu.model.cluster import ClusterSpec
-from launcher.linux import adopt_orphans, is_stopped, name_process, raise_file_limit
+from launcher import guard
+from launcher.guard import outlast_orphans
+from launcher.linux import adopt_orphans, die_with_parent, is_stopped, name_process, raise_file_limit
 from launcher.lives import Effect, Lives, Start, State
+from launcher.output import open_log, redirect_output
 from launcher.rundir import RunDirectory
-from launcher.zygote import LIFE_FD, MAX_MESSAGE, SOCKET_FD, redirect_output
+from launcher.zygote import LIFE_FD, MAX_MESSAGE, SOCKET_FD
 
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL
 STOPPING_LOOK = 0.002  # seconds between looks whether a process that was sent SIGSTOP stands still
@@ -117,25 +120,13 @@ class Supervisor:
         os.close(self._life_write)
         if self.zygote is not None:
             self.zygote.close()
-        deadline = time.monotonic() + GRACE
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-                if not pid and time.monotonic() > deadline:
-                    self.kill_children()
-                if not pid:
-                    time.sleep(0.002)
+        outlast_orphans()
         listener.close()
         self.run.remove()
         for client in self.clients.values():
             if client.waiting == "end":
                 client.answer({"ok": True})
         os.close(self.lock)
-
-    def kill_children(self) -> None:
-        with contextlib.suppress(OSError):
-            for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
 
     def stop(self) -> None:
         if not self.lives.stopping:
@@ -164,7 +155,7 @@ class Supervisor:
             elif effect.name == "zygote":
                 self.start_zygote()
             elif effect.name == "controller":
-                self.started("controller", self.spawn("launcher.controller_main", "controller", {LIFE_FD: self.life_read}))
+                self.spawn("controller", "launcher.controller_main", {LIFE_FD: self.life_read})
             else:
                 self.to_fork.append(effect)
         self.ask_for_forks()
@@ -172,15 +163,17 @@ class Supervisor:
     def started(self, name: str, pid: int) -> None:
         self.carry_out(self.lives.started(name, pid, time.monotonic()))
 
-    def spawn(self, module: str, log: str, fds: dict[int, int]) -> int:
+    def spawn(self, name: str, module: str, fds: dict[int, int]) -> None:
         """Exec a fresh interpreter with exactly these descriptors (there -> here) beside stdin, stdout and stderr."""
         high = {there: fcntl.fcntl(here, fcntl.F_DUPFD_CLOEXEC, 64) for there, here in fds.items()}  # out of each other's way
-        output = os.open(self.run.log(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = open_log(self.run.log(name))
         actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         actions += [(os.POSIX_SPAWN_DUP2, here, there) for there, here in high.items()]
         arguments = [sys.executable, "-m", module, os.fspath(self.run.path), str(os.getpid())]
         try:
-            return os.posix_spawn(sys.executable, arguments, {**MALLOC, **os.environ}, file_actions=actions)
+            self.started(name, os.posix_spawn(sys.executable, arguments, {**MALLOC, **os.environ}, file_actions=actions))
+        except OSError as error:  # the machine has no process or no memory to spare
+            self.lives.not_started(name, f"cannot be started: {error.strerror}", time.monotonic())
         finally:
             for fd in (output, *high.values()):
                 os.close(fd)
@@ -190,7 +183,7 @@ class Supervisor:
         self.zygote_ready = False
         self.watch(self.zygote.fileno(), self.hear_zygote)
         with theirs:
-            self.started("zygote", self.spawn("launcher.zygote", "zygote", {LIFE_FD: self.life_read, SOCKET_FD: theirs.fileno()}))
+            self.spawn("zygote", "launcher.zygote", {LIFE_FD: self.life_read, SOCKET_FD: theirs.fileno()})
 
     def ask_for_forks(self) -> None:
         """Send what waits for the zygote, a few at a time: it answers before it takes more."""
@@ -215,6 +208,9 @@ class Supervisor:
             case {"forked": [name, _, pid]}:
                 self.asked.discard(f"node/{name}")
                 self.started(f"node/{name}", pid)
+            case {"failed": [name, _, why]}:
+                self.asked.discard(f"node/{name}")
+                self.lives.not_started(f"node/{name}", why, time.monotonic())
             case {"exited": [pid, status]}:
                 self.exited(pid, status)
         return self.ask_for_forks()
@@ -313,7 +309,8 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         lives = self.lives.by_name
         return {
-            "name": self.spec.name, "pid": os.getpid(), "run_dir": os.fspath(self.run.path), "profile": self.spec.profile,
+            "name": self.spec.name, "pid": os.getpid(), "guard": os.getppid(), "run_dir": os.fspath(self.run.path),
+            "profile": self.spec.profile,
             "controller": lives["controller"].json(), "zygote": lives["zygote"].json(),
             "nodes": [life.json() for name, life in lives.items() if name.startswith("node/")],
         }  # fmt: skip
@@ -325,6 +322,12 @@ def main(argv: list[str]) -> None:
     for fd in (lock, leash):
         os.set_inheritable(fd, False)
     redirect_output(run.log("supervisor"))
+    parent = os.getpid()
+    if (child := os.fork()) != 0:
+        if leash >= 0:
+            os.close(leash)
+        sys.exit(guard.watch(run, child, lock))
+    die_with_parent(parent, signal.SIGTERM)
     name_process("pw-supervisor")
     adopt_orphans()
     raise_file_limit()

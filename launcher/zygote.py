@@ -3,10 +3,9 @@
 Single-threaded by construction: no thread and no ZeroMQ context exists before a fork (1.7 ms and 1.7 MB a node, against
 36 ms and 9.3 MB for a fresh interpreter). It decides nothing: the supervisor, at the other end of one socket, says whom to fork and
 is told of every death. Messages are JSON, one a datagram: in `{"fork": [[NAME, INCARNATION]...]}`, out `{"ready": true}`,
-`{"forked": [NAME, INCARNATION, PID]}`, `{"exited": [PID, STATUS]}` (a wait status).
+`{"forked": [NAME, INCARNATION, PID]}`, `{"failed": [NAME, INCARNATION, WHY]}`, `{"exited": [PID, STATUS]}` (a wait status).
 
-When the supervisor is gone, it kills the nodes, clears the run directory and goes: the last one out. Should it be killed
-too, its nodes die with it by their own death signal.
+It dies with the supervisor and its nodes die with it, by the kernel's death signal, which a paused process heeds too.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from emu.model.cluster import ClusterSpec
 from launcher.linux import die_with_parent, name_process
+from launcher.output import outlast_full_disk, redirect_output
 from launcher.rundir import RunDirectory
 
 LIFE_FD, SOCKET_FD = 3, 4  # where the supervisor puts them
@@ -75,9 +74,14 @@ class Zygote:
             self.channel.send(json.dumps(message).encode())
 
     def fork(self, name: str, incarnation: int) -> None:
-        pid = os.fork()
+        zygote = os.getpid()  # asked here: the child of a zygote that dies meanwhile has another parent by then
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process or no memory to spare: the others must not die of it
+            self.tell({"failed": [name, incarnation, f"cannot be forked: {error.strerror}"]})
+            return
         if not pid:
-            self.become_node(name, incarnation)
+            self.become_node(name, incarnation, zygote)
         self.children.add(pid)
         self.tell({"forked": [name, incarnation, pid]})
 
@@ -89,11 +93,10 @@ class Zygote:
             self.children.discard(pid)
             self.tell({"exited": [pid, status]})
 
-    def become_node(self, name: str, incarnation: int) -> None:
+    def become_node(self, name: str, incarnation: int, zygote: int) -> None:
         """In the child: forget the zygote, run the node, never return."""
         status = 1
         try:
-            zygote = os.getppid()
             die_with_parent(zygote)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -115,26 +118,6 @@ class Zygote:
                 sys.stderr.flush()
             os._exit(status)  # the zygote's exit handlers are not the node's
 
-    def last_out(self) -> None:
-        """Kill and reap the nodes, then clear the run directory if the supervisor did not."""
-        for pid in self.children:
-            os.kill(pid, signal.SIGKILL)
-        while self.children:
-            pid, _ = os.waitpid(-1, 0)
-            self.children.discard(pid)
-        with contextlib.suppress(FileNotFoundError):
-            if (fd := self.run.lock()) is not None:
-                self.run.remove()
-                os.close(fd)
-
-
-def redirect_output(path: Path) -> None:
-    """Send stdout and stderr to the end of a log file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
-
 
 def plug_holes() -> list[object]:
     """Fill the free places of the interpreter's own allocator (obmalloc: a size class every 16 bytes up to 512).
@@ -152,8 +135,8 @@ def plug_holes() -> list[object]:
 def main(argv: list[str]) -> None:
     """`python -m launcher.zygote RUN SUPERVISOR-PID`."""
     run, supervisor = RunDirectory(argv[1]), int(argv[2])
-    # SIGCONT, not SIGKILL: a stopped zygote wakes up, sees the closed socket, and still clears up.
-    die_with_parent(supervisor, signal.SIGCONT)
+    die_with_parent(supervisor)
+    outlast_full_disk()
     name_process("pw-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(LIFE_FD, False)
@@ -165,7 +148,6 @@ def main(argv: list[str]) -> None:
     gc.freeze()  # so that no collection in a node touches, and thereby copies, the pages all share
     zygote.loop()
     del plugs
-    zygote.last_out()
 
 
 if __name__ == "__main__":

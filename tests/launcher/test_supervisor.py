@@ -5,92 +5,32 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 
 from emu.errors import ConfigError, PodwireError
-from emu.model.cluster import ClusterSpec
 from launcher import control, rundir, startup
+from tests.kit.standins import STANDIN, all_running, life, own_run_dir, processes_of, spec, started, status, until
 
 pytestmark = pytest.mark.cluster
 
-STANDIN = Path(__file__).parent / "standin"
 PATIENCE = 10.0
 
 
 @pytest.fixture(autouse=True)
 def run_dir(monkeypatch):
-    """A short place of this test's own: socket paths are limited to 107 bytes."""
-    path = tempfile.mkdtemp(prefix="pw-", dir="/tmp")
-    monkeypatch.setenv("PODWIRE_RUN_DIR", path)
-    monkeypatch.setenv("PYTHONPATH", str(STANDIN))
-    yield Path(path)
-    for run in rundir.all_alive():  # of a test that failed half-way
-        control.stop(run)
-    assert processes_of(path) == []
-    shutil.rmtree(path)
-
-
-def spec(name="t", nodes=2, node="node", controller="controller"):
-    made = ClusterSpec.from_mapping({"name": name, "nodes": nodes})
-    return replace(made, node_main=f"standin_processes:{node}", controller_main=f"standin_processes:{controller}")
-
-
-def processes_of(path) -> list[int]:
-    """Everything in /proc that mentions the directory; nodes carry the zygote's command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            zombie = entry.name.isdigit() and (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            if entry.name.isdigit() and not zombie and str(path).encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
-
-
-def until(condition, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.01)
-
-
-def status(run):
-    return control.ask(run, {"status": True})
-
-
-def all_running(run, incarnation=1):
-    try:
-        seen = status(run)
-    except PodwireError:
-        return False
-    lives = [seen["controller"], seen["zygote"], *seen["nodes"]]
-    return all(life["state"] == "running" for life in lives) and all(n["incarnation"] >= incarnation for n in seen["nodes"])
-
-
-def life(run, name):
-    return next(node for node in status(run)["nodes"] if node["name"] == name)
-
-
-def started(made, incarnation=1):
-    """A cluster off its leash, all of it running."""
-    starting = startup.start(made)
-    until(lambda: all_running(starting.run, incarnation) and starting.run.api.exists())
-    starting.release()
-    return starting.run
+    with own_run_dir(monkeypatch) as path:
+        yield path
 
 
 def test_down_leaves_no_process_and_no_file(run_dir):
     run = started(spec(nodes=5))
-    assert len(processes_of(run_dir)) == 3 + 4 + 1  # supervisor, controller, zygote and 5 nodes
+    assert len(processes_of(run_dir)) == 4 + 5  # guard, supervisor, controller, zygote and the nodes
     control.stop(run)
     assert list(run_dir.iterdir()) == []
 
@@ -103,25 +43,50 @@ def test_a_node_inherits_the_life_pipe_and_nothing_else():
         assert json.loads(told.read_text())["fds"] == ["0", "1", "2", "3", listing]
 
 
-def test_sigkill_of_the_supervisor_takes_everything_along_paused_nodes_included(run_dir):
+def victims(run):
+    """The processes above the nodes, by name."""
+    seen = status(run)
+    return {"guard": seen["guard"], "supervisor": seen["pid"], "zygote": seen["zygote"]["pid"], "controller": seen["controller"]["pid"]}
+
+
+@pytest.mark.parametrize("killed", ["supervisor", "supervisor zygote", "zygote supervisor", "supervisor controller zygote", "guard"])
+def test_sigkill_of_whoever_is_above_the_nodes_leaves_no_process_no_socket_and_no_directory(run_dir, killed):
+    """Paused nodes included: the kernel's death signal heeds no pause."""
     run = started(spec(nodes=3))
     control.ask(run, {"node": "node-2", "state": "paused"})
-    os.kill(status(run)["pid"], signal.SIGKILL)
+    pids = victims(run)
+    if killed != "guard":
+        os.kill(pids["supervisor"], signal.SIGSTOP)  # so that it restarts nothing in between
+    for name in killed.split():
+        os.kill(pids[name], signal.SIGKILL)
     until(lambda: not processes_of(run_dir), seconds=2)
-    assert not list(run_dir.rglob("*.sock"))  # the zygote, last one out, has cleared the directory
+    assert list(run_dir.iterdir()) == []
 
 
-def test_when_supervisor_and_zygote_are_killed_nodes_die_and_the_next_command_clears_the_directory(run_dir):
+def test_when_all_of_them_are_killed_at_once_nodes_die_and_the_next_command_clears_the_directory(run_dir):
     run = started(spec(nodes=3))
-    seen = status(run)
-    os.kill(seen["pid"], signal.SIGSTOP)  # so that it restarts nothing in between
-    os.kill(seen["zygote"]["pid"], signal.SIGKILL)
-    os.kill(seen["pid"], signal.SIGKILL)
+    pids = victims(run)
+    os.kill(pids["guard"], signal.SIGSTOP)
+    os.kill(pids["supervisor"], signal.SIGSTOP)
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
     until(lambda: not processes_of(run_dir), seconds=2)
-    assert run.path.exists()
     with pytest.raises(PodwireError, match="no cluster named 't' is up"):
         rundir.find("t")
     assert list(run_dir.iterdir()) == []
+
+
+def test_a_name_is_free_only_when_nobody_of_its_former_cluster_is_left(run_dir):
+    """The guard holds the lock until then: a new cluster never meets an old one's processes."""
+    run = started(spec(nodes=20))
+    old = set(processes_of(run_dir)) - {status(run)["guard"]}  # which gives the name up with its last breath
+    os.kill(status(run)["pid"], signal.SIGKILL)
+    again = None
+    while again is None:
+        with contextlib.suppress(PodwireError):
+            again = startup.start(spec(nodes=1))
+    assert not old & set(processes_of(run_dir))
+    again.take_down()
 
 
 def test_a_dead_clusters_leftovers_are_in_nobodys_way():
