@@ -78,6 +78,9 @@ class DropReason(StrEnum):
     UNKNOWN_VNI = "unknown-vni"
     UNKNOWN_PEER = "unknown-peer"  # no node has this underlay address
     QUEUE_FULL = "queue-full"  # the peer's queue is full: dropped as a network card does
+    LINK_LOSS = "link-loss"  # the conditions of a link: lost by chance
+    LINK_CUT = "link-cut"  # sent, or under way, on a link that is cut
+    LINK_OVERFLOW = "link-overflow"  # more than a link with a rate or a delay can hold
     CONNTRACK_FULL = "conntrack-full"
     TCP_INVALID = "tcp-invalid"  # a segment that TCP ignores (RFC 9293, 3.10)
     UNSUPPORTED = "unsupported"  # a protocol or option that is not emulated

@@ -43,5 +43,8 @@ class NodeCalls(Protocol):
     def publications(self) -> list[dict[str, Any]]:
         """The last updates of the broadcast, oldest first: stream, sequence, revision, and when."""
 
+    def fault_counters(self) -> dict[str, dict[str, int]]:
+        """How many segments each fault on links has lost, cut, delayed and so on, by its name, as nodes last said."""
+
     def status(self) -> dict[str, Any]:
         """The cluster as the controller sees it now."""

@@ -5,6 +5,7 @@ GET  publications                           the last updates that were broadcast
 GET  nodes/N/{rules,conntrack,routes}       what node N's kernel holds now
 GET  nodes/N/swaps                          when its rules followed which update
 POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started, restarted
+…    faults                                faults on links (see `emu.api.faults`)
 POST traces         {...}                   send one packet that tells its way
 POST apply          {"objects": [...]}      create or update all of them in one transaction, or none
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.api import apply
+from emu.api import apply, faults
 from emu.api.calls import NodeCalls
 from emu.api.discovery import PODWIRE_GROUP, PODWIRE_VERSION, not_served
 from emu.api.request import Deferred, Request, Response
@@ -24,6 +25,7 @@ from emu.registry.registry import Registry
 ROOT = ("apis", PODWIRE_GROUP, PODWIRE_VERSION)
 FAULTS = ("killed", "paused", "resumed", "started", "restarted")
 _ASKED_OF_NODES = ("rules", "conntrack", "routes", "swaps")
+_VERBS = {"faults": ["create", "delete", "deletecollection", "list"], "traces": ["create"], "apply": ["create"], "nodes/fault": ["create"]}
 _PATIENCE = 10.0  # seconds for a node to print its tables: a million rules take it about five
 
 
@@ -43,6 +45,8 @@ def answer(request: Request, registry: Registry) -> Response | Deferred | None:
             return _of_node(registry, node, what, dict(request.query))
         case "POST", "nodes", node, "fault":
             return _fault(registry, node, request.decoded())
+        case _, "faults", *rest:
+            return faults.answer(request, registry, tuple(rest))
         case "POST", "traces":
             return _trace(request.decoded())
         case "POST", "apply":
@@ -51,14 +55,14 @@ def answer(request: Request, registry: Registry) -> Response | Deferred | None:
 
 
 def _resources() -> dict[str, Any]:
-    names = ("status", "publications", "traces", "apply", *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, "fault")))
+    names = ("status", "publications", "traces", "apply", "faults", *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, "fault")))
     listed = [
         {
             "name": name,
             "singularName": "",
             "namespaced": False,
             "kind": "PodwireRequest",
-            "verbs": ["create" if name in {"traces", "apply", "nodes/fault"} else "get"],
+            "verbs": _VERBS.get(name, ["get"]),
         }
         for name in names
     ]

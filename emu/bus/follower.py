@@ -8,14 +8,15 @@
     link.post(follower.lease(abandoned))               each lease period, and when `step.changed` has been acted upon
 
 A welcome says that the broadcast's subscriptions stand with a (new) controller: the node says hello and asks for a snapshot of
-each stream. Nothing here needs a timer: an answer that is lost leaves the lease's numbers low, and the controller orders a resync.
+each stream, in their order: trouble on links is known before the first peer is. Nothing here needs a timer: an answer that is lost
+leaves the lease's numbers low, and the controller orders a resync.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from emu.bus.messages import NODES, SERVICES, WELCOME, Message, Update, node_stream
+from emu.bus.messages import LINKS, NODES, SERVICES, WELCOME, Message, Update, node_stream
 from emu.bus.mirror import Applied, Mirror
 
 
@@ -32,11 +33,11 @@ class Step:
 class Follower:
     """The mirrors of one node. `hello` is the message by which it registers (`t` included)."""
 
-    def __init__(self, hello: Message, streams: tuple[str, ...] = (NODES, SERVICES)) -> None:
+    def __init__(self, hello: Message, streams: tuple[str, ...] = (LINKS, NODES, SERVICES)) -> None:
         self._hello = hello
         self.mirrors = {stream: Mirror(stream) for stream in (*streams, node_stream(hello["name"]))}
         self.nodes, self.pods = self.mirrors[NODES], self.mirrors[node_stream(hello["name"])]
-        self.services = self.mirrors[SERVICES]
+        self.services, self.links = self.mirrors[SERVICES], self.mirrors[LINKS]
         self.resyncs = 0
 
     @property
@@ -84,7 +85,7 @@ class Follower:
         return step
 
     def lease(self, abandoned: int = 0, **more: object) -> Message:
-        """I am alive, and this is how far I have come. `more`: what `status` may show, `stand_ins` (names) and `counters` (numbers)."""
+        """I am alive, and have come so far. `more`: what `status` may show, `stand_ins` (names), `drops` and `faults` (counts)."""
         applied = {stream: mirror.sequence for stream, mirror in self.mirrors.items()}
         return {"t": "lease", "applied": applied, "abandoned": abandoned, **more}
 

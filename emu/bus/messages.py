@@ -19,7 +19,7 @@ import msgpack
 
 Message = dict[str, Any]
 
-NODES, SERVICES = "nodes", "services"
+NODES, SERVICES, LINKS = "nodes", "services", "links"
 WELCOME = "welcome"  # the stream on which a publisher greets each new subscription socket; its sequence is the publisher's epoch
 SET, DEL = "set", "del"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from emu.bus import views
-from emu.bus.messages import DEL, NODES, SERVICES, SET, Message, Update, node_stream, pack, unpack
+from emu.bus.messages import DEL, LINKS, NODES, SERVICES, SET, Message, Update, node_stream, pack, unpack
 from emu.store.store import Change
 
 BATCH = 100  # changes a message: 10,000 updates to 100 nodes take 0.65 s so, 1.0 s one by one
@@ -32,8 +32,8 @@ class Publisher:
         self.noted: dict[str, float] = {}
         self.epoch = epoch
         self.revision = 0
-        self.sequences: dict[str, int] = {NODES: epoch, SERVICES: epoch}
-        self._values: dict[str, dict[str, bytes]] = {NODES: {}, SERVICES: {}}
+        self.sequences: dict[str, int] = {NODES: epoch, SERVICES: epoch, LINKS: epoch}
+        self._values: dict[str, dict[str, bytes]] = {NODES: {}, SERVICES: {}, LINKS: {}}
         self._dirty: dict[tuple[str, str], float] = {}  # (resource, key) to when it was first marked, in that order
         self._slices: dict[str, set[str]] = {}  # service key -> names of its slices
         self._pod_node: dict[str, str] = {}  # pod key -> the node whose stream has it
@@ -48,7 +48,7 @@ class Publisher:
         for change in changes:
             self.revision = max(self.revision, change.revision)
             match change.resource:
-                case "nodes" | "services":
+                case "nodes" | "services" | views.FAULTS:
                     self._dirty.setdefault((change.resource, views.key_of(change.object)), now)
                 case "pods" if (change.object.get("spec") or {}).get("nodeName"):
                     self._dirty.setdefault(("pods", views.key_of(change.object)), now)
@@ -89,6 +89,8 @@ class Publisher:
         if resource == "nodes":
             value = views.node_value(obj) if obj else None
             return [(NODES, value if value and views.is_reachable(value) else None)]
+        if resource == views.FAULTS:
+            return [(LINKS, views.fault_value(obj) if obj else None)]
         if resource == "services":
             return [(SERVICES, self._service(obj, key, namespace) if obj else None)]
         node = (obj.get("spec") or {}).get("nodeName", "") if obj else ""

@@ -2,6 +2,7 @@
 
     nodes       node name   {"name", "ip", "addresses", "pod_cidr", "endpoint", "incarnation", "ready", "labels"}
     services    ns/name     {"service": the Service, "slices": [EndpointSlice ...]}   both reduced to what kube-proxy reads
+    links       fault name  {"order", "spec"}: one fault on links as it was asked for (emu.model.links), never pairs of nodes
     node/NAME   ns/name     the Pod, whole but for its bookkeeping
 
 A value must not hold what changes without meaning (resourceVersion, managedFields, times of change): every difference is sent
@@ -17,6 +18,8 @@ from emu.model.objects import SERVICE_NAME_LABEL
 from emu.wire.addr import Network, parse_ip
 
 Object = Mapping[str, Any]
+
+FAULTS = "faults"  # the store's resource of faults on links, which are not Kubernetes' objects
 
 ENDPOINT_ANNOTATION = "podwire.dev/endpoint"  # on a Node: where its data socket is
 UNDERLAY_ADDRESS = 4  # bytes: the underlay is IPv4
@@ -81,6 +84,11 @@ def service_value(service: Object, slices: list[Object]) -> dict[str, Any]:
     if balancer:
         value["status"] = {"loadBalancer": balancer}
     return {"service": value, "slices": [slice_value(one) for one in slices]}
+
+
+def fault_value(fault: Object) -> dict[str, Any]:
+    """Faults are made and ended, never changed, so the revision of one says when it was made."""
+    return {"order": int(fault["metadata"]["resourceVersion"]), "spec": fault["spec"]}
 
 
 def slice_value(obj: Object) -> dict[str, Any]:

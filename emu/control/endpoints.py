@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from emu.control import pods
+from emu.model.objects import ZONE_LABEL
 from emu.model.selector import from_map
 
 Object = dict[str, Any]
 Ports = tuple[tuple[str, str, int, str], ...]
 """(name, protocol, number, appProtocol) of each port of a slice, sorted."""
-
-ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 def selects(service: Object, pod: Object) -> bool:

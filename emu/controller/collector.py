@@ -35,7 +35,8 @@ class NodeReport:
     incarnation: int = 0
     abandoned: int = 0
     stand_ins: list[str] = field(default_factory=list)
-    counters: dict[str, int] = field(default_factory=dict)
+    drops: dict[str, int] = field(default_factory=dict)  # packets that ended there, by reason
+    faults: dict[str, dict[str, int]] = field(default_factory=dict)  # fault on links -> what it has done to how many segments
 
 
 class Collector:
@@ -106,11 +107,21 @@ class Collector:
         report.abandoned = lease["abandoned"]
         if isinstance(lease.get("stand_ins"), list):
             report.stand_ins = lease["stand_ins"]
-        if isinstance(lease.get("counters"), dict):
-            report.counters = lease["counters"]
+        if isinstance(lease.get("drops"), dict):
+            report.drops = lease["drops"]
+        if isinstance(lease.get("faults"), dict):
+            report.faults = lease["faults"]
         if news:
             self._link.send(node, {"t": "hello?"})  # it was thought dead: its pods were marked, and it must say how they are
             self._poke(node)
+
+    def fault_counters(self) -> dict[str, dict[str, int]]:
+        """What each fault on links has done to how many segments, on all nodes."""
+        total: dict[str, Counter[str]] = {}
+        for report in self.reports.values():
+            for fault, counts in report.faults.items():
+                total.setdefault(fault, Counter()).update(counts)
+        return {fault: dict(counts) for fault, counts in total.items()}
 
     def on_node_deleted(self, node: str) -> None:
         """Somebody deleted the Node object: its next lease registers it again."""

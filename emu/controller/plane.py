@@ -149,5 +149,8 @@ class ControlPlane:
     def publications(self) -> list[dict[str, Any]]:
         return [publication._asdict() for publication in self.published]
 
+    def fault_counters(self) -> dict[str, dict[str, int]]:
+        return self.collector.fault_counters()
+
     def status(self) -> dict[str, Any]:
         return status(self.spec, self.url, self.cluster, self.runner, self.publisher, self.audience, self.collector)

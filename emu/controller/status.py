@@ -7,7 +7,7 @@ from typing import Any
 
 from emu.bus.audience import Audience
 from emu.bus.publisher import Publisher
-from emu.bus.views import is_ready, node_value
+from emu.bus.views import FAULTS, is_ready, node_value
 from emu.control import pods
 from emu.control.cluster import Cluster
 from emu.control.runner import Runner
@@ -37,6 +37,8 @@ def status(
         "abandoned": sum(report.abandoned for report in collector.reports.values()),
         "standIns": sorted({name for report in collector.reports.values() for name in report.stand_ins}),
         "published": dict(publisher.sequences),
+        "drops": dict(sum((Counter(report.drops) for report in collector.reports.values()), Counter())),
+        "faults": len(cluster.store.list(FAULTS)[0]),
         "latency": _percentiles(sorted(audience.latencies)),
         "counters": {
             "reconciles": runner.reconciles,
@@ -63,7 +65,7 @@ def _node(node: Json, cluster: Cluster, publisher: Publisher, audience: Audience
         "applied": audience.applied(name),
         "behind": audience.behind(name, publisher.sequences) if audience.applied(name) else 1,
         "abandoned": report.abandoned,
-        "counters": report.counters,
+        "drops": report.drops,
     }
 
 

@@ -8,7 +8,6 @@ to emu.proxy.config. Keys are Kubernetes' own flag and field names where it has 
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import itertools
 import json
@@ -18,6 +17,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emu.errors import ConfigError
+from emu.model.links import Place, check_words, read_links
+from emu.model.objects import ZONE_LABEL
+from emu.model.quantities import duration, nearest
 
 API_VERSION = "podwire.dev/v1alpha1"
 MAX_NODES = 4096
@@ -25,7 +27,7 @@ CNIS_PLANNED = ("calico", "cilium")
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 NAME_RULE = "lower case letters, digits and -, starting and ending with a letter or digit"
-NOT_EMULATED = frozenset(("dns", "ingress", "outside", "links"))  # keys of the Scenario format that later versions carry out
+NOT_EMULATED = frozenset(("dns", "ingress", "outside"))  # keys of the Scenario format that later versions carry out
 WIDE_POD_CIDR = "10.224.0.0/11"  # the default above 255 nodes: a /24 a node no longer fits the usual /16
 
 SmallNetwork = ipaddress.IPv4Network
@@ -89,7 +91,8 @@ class ClusterSpec:
     """A checked cluster file with everything filled in.
 
     `proxy` is KubeProxyConfiguration's mapping, `node_port_range` has both ends inside, `api_port` 0 means any free one,
-    `run_dir` is absolute. `debug_assertions` is the test build: every delivery asserts that the pod owns the destination.
+    `run_dir` is absolute, `links` is as in the file (see emu.model.links). `debug_assertions` is the test build: every delivery
+    asserts that the pod owns the destination.
     `node_main` and `controller_main` are what the processes run, `module:function`; no file may set them.
     """
 
@@ -108,6 +111,7 @@ class ClusterSpec:
     transport: str = "ipc"
     debug_assertions: bool = False
     program_paths: tuple[str, ...] = ()
+    links: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     node_main: str = "emu.node.main:run"
     controller_main: str = "emu.controller.main:run"
 
@@ -174,9 +178,10 @@ class _Reader:
         service_cidr = self.network(given.get("serviceCIDR", "10.96.0.0/16"), "serviceCIDR")
         self.disjoint({"podCIDR": pod_cidr, "nodeCIDR": node_cidr, "serviceCIDR": service_cidr})
         timings = self.timings(given, count)
+        made = self.nodes(nodes, count, pod_cidr, node_cidr, self.number(given.get("nodeCIDRMaskSize", 24), "nodeCIDRMaskSize", 16, 30))
         return ClusterSpec(
             name=self.name(given.get("name", "podwire"), CLUSTER_NAME, "name"),
-            nodes=self.nodes(nodes, count, pod_cidr, node_cidr, self.number(given.get("nodeCIDRMaskSize", 24), "nodeCIDRMaskSize", 16, 30)),
+            nodes=made,
             timings=timings,
             pod_cidr=str(pod_cidr),
             service_cidr=str(service_cidr),
@@ -190,6 +195,7 @@ class _Reader:
             transport=self.word(given.get("transport", "ipc"), ("ipc", "tcp"), "transport"),
             debug_assertions=self.flag(given.get("debugAssertions", False), "debugAssertions"),
             program_paths=tuple(self.text(path, f"path[{i}]") for i, path in enumerate(self.list(given.get("path", []), "path"))),
+            links=self.links(given.get("links", {}), made),
         )
 
     # ---- nodes ----
@@ -240,6 +246,13 @@ class _Reader:
             seen.add(value)
 
     # ---- the rest of the file ----
+
+    def links(self, given: Any, nodes: Iterable[NodeSpec]) -> JsonObject:
+        """The mapping as it is, once it reads and names only nodes and zones that there are."""
+        places = [Place(node.name, node.labels.get(ZONE_LABEL, "")) for node in nodes]
+        for fault in read_links(given, "links", self.source):
+            check_words(fault, places, where=f"links.{fault.link}", source=self.source)
+        return self.mapping(given, "links")
 
     def timings(self, given: JsonObject, count: int) -> Timings:
         profile = self.word(given.get("profile", "fast"), ("fast", "kubernetes"), "profile")
@@ -349,23 +362,5 @@ class _Reader:
 
 CLUSTER_KEYS = (
     "name nodes podCIDR nodeCIDR serviceCIDR nodeCIDRMaskSize serviceNodePortRange cni proxy profile timings seed apiPort transport "
-    "debugAssertions path"
+    "debugAssertions path links"
 ).split()
-_UNITS: dict[str, float] = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
-
-
-def duration(value: Any, where: str, source: str = "") -> float:
-    """Seconds of a Go duration such as `40s`, `1m30s` or `250ms`; a number is taken as seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    if value == "0":
-        return 0.0
-    if not isinstance(value, str) or not re.fullmatch(r"(\d+(\.\d+)?(h|ms|m|s))+", value):
-        raise ConfigError(f"{value!r} is not a duration such as 40s or 250ms", source=source, where=where)
-    return sum(float(amount) * _UNITS[unit] for amount, _, unit in re.findall(r"(\d+(\.\d+)?)(h|ms|m|s)", value))
-
-
-def nearest(key: str, keys: Iterable[str]) -> str:
-    """The known key that looks most like a wrong one; letter case does not count."""
-    lowered = {known.lower(): known for known in keys}
-    return lowered[difflib.get_close_matches(key.lower(), list(lowered), 1, 0.0)[0]]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+ZONE_LABEL = "topology.kubernetes.io/zone"  # on a Node
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"  # on an EndpointSlice: the Service it belongs to
 ADDRESS_ANNOTATION = "podwire.dev/address"  # on a Pod: the address that it must have
 BOOT_ANNOTATION = "podwire.dev/boot-seconds"  # on a Pod: how long its containers take to begin

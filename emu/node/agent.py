@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Mapping
+from typing import Any
 
 from emu.bus.follower import Follower, Step
 from emu.bus.link import NodeLink
 from emu.model.cluster import ClusterSpec, NodeSpec
+from emu.model.links import read_fault, read_links
+from emu.model.objects import ZONE_LABEL
 from emu.node.calls import Calls
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
@@ -21,7 +24,7 @@ from emu.observe.hops import pack
 from emu.observe.programming import Swap
 from emu.pod.kernel import Kernel
 from emu.proxy.config import ProxyConfig
-from emu.proxy.detector import ZONE_LABEL, NodeView
+from emu.proxy.detector import NodeView
 from emu.proxy.syncer import Proxy
 from emu.wire.addr import Network, parse_ip
 
@@ -52,6 +55,7 @@ class Agent:
         self._lease_at, self._leased_at = kernel.now() + spec.timings.lease_period, 0.0
         self._expired_at = self._pipes_at = 0.0
         self._heard_at = self._read_at = 0.0  # of the Services' changes that no sync has taken in
+        self._told: dict[str, Any] = {"drops": {}, "faults": {}}  # by the leases so far
         self.stopping = False
         machine.softnet.hops_recorded = link.wake
 
@@ -104,7 +108,7 @@ class Agent:
         if now >= self._lease_at:
             self._close_idle_pipes(now)
             self._leased_at, self._lease_at = now, now + self._spec.timings.lease_period
-            self._link.post({**self._follower.lease(self.kubelet.abandoned), "stand_ins": self.kubelet.stand_ins()})
+            self._link.post({**self._follower.lease(self.kubelet.abandoned), "stand_ins": self.kubelet.stand_ins(), **self._news()})
         if now >= self._expire_at():
             self._expired_at = now
             self._kernel.enter()
@@ -115,6 +119,15 @@ class Agent:
             hops = self._machine.take_hops()
             self._kernel.leave()
             self._link.post({"t": "hops", "hops": [pack(hop) for hop in hops]})
+
+    def _news(self) -> dict[str, Any]:
+        """Drops by reason, and what faults on links have done, where they are not what the last lease said."""
+        self._kernel.enter()
+        found = {"drops": self._machine.drops(self.kubelet.namespaces()), "faults": self._machine.carrier.counters()}
+        self._kernel.leave()
+        news = {name: counts for name, counts in found.items() if counts != self._told.get(name)}
+        self._told.update(news)
+        return news
 
     def _close_idle_pipes(self, now: float) -> None:
         """With a lease, for nobody should wake up for it."""
@@ -129,12 +142,15 @@ class Agent:
             self._link.post(answer)
         if step.welcomed:
             self.kubelet.report_all()
+            self._told = {"drops": {}, "faults": {}}
         for stream, keys in step.changed.items():
             mirror = self._follower.mirrors[stream]
             if mirror is self._follower.nodes:
                 self._kernel.enter()
                 self._machine.update_peers((key, mirror.get(key)) for key in keys)
                 self._kernel.leave()
+            elif mirror is self._follower.links:
+                self._set_faults()
             elif mirror is self._follower.services:
                 services = [(key, mirror.get(key)) for key in keys]
                 self.proxy.on_services(services, now)
@@ -149,6 +165,13 @@ class Agent:
             self._lease_at = min(self._lease_at, max(now, self._leased_at + self._early_lease))
         if step.message is not None:
             self._calls.on_message(step.message)
+
+    def _set_faults(self) -> None:
+        """The whole truth of trouble on links: the cluster file's, and what the broadcast has now."""
+        told = [read_fault(value["spec"], key, value["order"]) for key, value in self._follower.links.items()]
+        self._kernel.enter()
+        self._machine.set_faults([*read_links(self._spec.links), *told])
+        self._kernel.leave()
 
     def _sync_proxy(self, now: float) -> None:
         """Swap in what the proxy makes of the changes so far, if a sync is due."""

@@ -105,10 +105,7 @@ class Calls:
     def _stats(self, number: int, params: Body) -> Body:
         self._kernel.enter()
         try:
-            drops: dict[str, int] = {}
-            for ns in (self._machine.node, *self._kubelet.namespaces()):
-                for reason, count in ns.drops.items():
-                    drops[reason.value] = drops.get(reason.value, 0) + count
+            drops = self._machine.drops(self._kubelet.namespaces())
             return {"drops": drops, "conntrack": len(self._machine.node.netfilter.conntrack), "stand_ins": self._kubelet.stand_ins()}
         finally:
             self._kernel.leave()

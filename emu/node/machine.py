@@ -5,14 +5,20 @@ Used by the node process, by flow tests on the memory carrier and by benchmarks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emu.cni.flannel import Flannel
 from emu.cni.plugin import Cni, NodeAddress
+from emu.errors import DropReason
+from emu.model.links import Fault, Place, between
+from emu.model.objects import ZONE_LABEL
 from emu.netfilter.conntrack import KUBE_PROXY_TIMEOUTS
+from emu.netfilter.skb import Skb
 from emu.overlay.carrier import Carrier
+from emu.overlay.links import Leg, Links
 from emu.stack.namespace import NetNamespace
 from emu.stack.route import Route
 from emu.stack.softnet import Softnet
@@ -33,13 +39,14 @@ class Peer:
     endpoint: str
     incarnation: int
     ready: bool
+    zone: str
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Peer:
         """A value of the `nodes` stream."""
         address = NodeAddress(value["name"], parse_ip(value["ip"]), Network.parse(value["pod_cidr"]))
         ips = (address.ip, *map(parse_ip, (value.get("addresses") or ())[1:]))
-        return cls(address, ips, value["endpoint"], value["incarnation"], value.get("ready", True))
+        return cls(address, ips, value["endpoint"], value["incarnation"], value.get("ready", True), zone_of(value))
 
     def same_pipe(self, before: Peer) -> bool:
         """May what is queued for the peer stay queued? Not for another life of it, and not when it has just stopped answering."""
@@ -54,14 +61,18 @@ class Machine:
 
     def __init__(
         self, me: NodeAddress, carrier: Carrier, incarnation: int, *, pod_network: Network, seed: int = 0, checks: bool = False,
-        same_host: bool = True, node_network: Network = NODE_NETWORK,
+        same_host: bool = True, node_network: Network = NODE_NETWORK, zone: str = "",
     ) -> None:  # fmt: skip
-        self.me, self.carrier = me, carrier
+        self.me = me
         self.softnet = Softnet(me.name, seed, checks=checks)
         self.node = NetNamespace("node", self.softnet, forwarding=True)
         self.node.netfilter.conntrack.timeouts = KUBE_PROXY_TIMEOUTS
         self.underlay = Underlay(self.node, "eth0", UNDERLAY_MTU, carrier, incarnation, same_host=same_host)
         self.node.add_device(self.underlay)
+        self._wire = carrier
+        self.carrier = Links(carrier, self.softnet.arm, self.underlay.incarnations, self._lost_on_link, seed=seed)
+        self._place = Place(me.name, zone)
+        self._faults: Sequence[Fault] = ()
         # the underlay is one flat network in which every node is on-link, also one whose address is not of the network (`_reach`)
         self._node_network = node_network
         self.node.add_address("eth0", node_network if me.ip in node_network else _only(me.ip), me.ip)
@@ -87,6 +98,7 @@ class Machine:
         moved = False
         for name, value in changes:
             if name == self.me.name:
+                self._place = Place(name, zone_of(value or {}))
                 continue
             known = self._peers.pop(name, None)
             peer = None if value is None else Peer.of(value)
@@ -98,6 +110,8 @@ class Machine:
                 self._reach(peer)
         if moved:
             self.cni.set_peers([peer.address for peer in self._peers.values()])
+        if self._faults:
+            self._set_legs()
 
     def _lose(self, peer: Peer) -> None:
         for ip in peer.ips:
@@ -113,6 +127,31 @@ class Machine:
             if ip not in self._node_network:
                 self.node.add_route(Route(_only(ip), "eth0"))
 
+    # ---- trouble on links -----------------------------------------------------------------------------------------------------------
+
+    def set_faults(self, faults: Sequence[Fault]) -> None:
+        """These are all the faults on links that there are in the cluster."""
+        self._faults = faults
+        self._set_legs()
+
+    def _set_legs(self) -> None:
+        """Tell the links to peers what is wrong with them; the wire is the bare carrier while nothing is."""
+        legs: dict[Ip, Leg] = {}
+        for name, peer in self._peers.items() if self._faults else ():
+            trouble = between(self._faults, self._place, Place(name, peer.zone))
+            if not trouble.conditions.fair:
+                legs.update(dict.fromkeys(peer.ips, Leg(f"{self.me.name}->{name}", trouble)))
+        self.carrier.set(legs, self.softnet.now)
+        self.underlay.wire = self.carrier if legs else self._wire
+
+    def _lost_on_link(self, reason: DropReason, segments: int, packet: bytes, trace: int) -> None:
+        self.node.count(reason, segments)
+        if trace and isinstance(skb := Skb.parse(packet), Skb):
+            skb.trace = trace
+            self.node.hop(skb, self.underlay.name, note=reason.value, verdict="dropped")
+
+    # ---- traces ------------------------------------------------------------------------------------------------------------------------
+
     def take_hops(self) -> list[Hop]:
         """The hops recorded since the last call."""
         hops, self.softnet.hops = self.softnet.hops, []
@@ -127,9 +166,21 @@ class Machine:
                 self.node.netfilter.conntrack.delete(conn)
         return len(gone)
 
+    def drops(self, pods: Iterable[NetNamespace]) -> dict[str, int]:
+        """How many packets ended where they should not, by reason, in the node's namespace and these."""
+        total: Counter[DropReason] = Counter()
+        for ns in (self.node, *pods):
+            total.update(ns.drops)
+        return {reason.value: count for reason, count in total.items()}
+
     def expire(self) -> None:
         """Forget connections whose time is up."""
         self.node.netfilter.conntrack.expire(self.softnet.now)
+
+
+def zone_of(value: Mapping[str, Any]) -> str:
+    """The zone of a value of the `nodes` stream, "" if it has none."""
+    return str((value.get("labels") or {}).get(ZONE_LABEL, ""))
 
 
 def _only(ip: Ip) -> Network:

@@ -10,6 +10,8 @@ from emu.bus.follower import Follower
 from emu.bus.zeromq import NodeBus
 from emu.cni.plugin import NodeAddress
 from emu.model.cluster import ClusterSpec, NodeSpec
+from emu.model.links import read_links
+from emu.model.objects import ZONE_LABEL
 from emu.node.agent import Agent
 from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
@@ -58,8 +60,9 @@ def make_machine(spec: ClusterSpec, me: NodeSpec, carrier: Carrier, incarnation:
     address = NodeAddress(me.name, parse_ip(me.ip), Network.parse(me.pod_cidr))
     machine = Machine(
         address, carrier, incarnation, pod_network=Network.parse(spec.pod_cidr), seed=spec.seed, checks=spec.debug_assertions,
-        node_network=Network.parse(spec.node_cidr),
+        node_network=Network.parse(spec.node_cidr), zone=me.labels.get(ZONE_LABEL, ""),
     )  # fmt: skip
     for extra in me.addresses[1:]:
         machine.node.add_address("eth0", Network.parse(f"{extra}/32"), parse_ip(extra))
+    machine.set_faults(read_links(spec.links))
     return machine

@@ -1,1 +1,1 @@
-"""The wire between nodes: carriers that take underlay messages to a named peer. The only data-path package that imports zmq."""
+"""The wire between nodes: carriers that take underlay messages to a named peer, and the conditions of links. Alone here imports zmq."""

@@ -13,8 +13,6 @@ from emu.netfilter.ruleset import InInterface, Match, Source
 from emu.proxy.config import ProxyConfig
 from emu.wire.addr import Ip, Network
 
-ZONE_LABEL = "topology.kubernetes.io/zone"
-
 
 @dataclass(frozen=True, slots=True)
 class NodeView:

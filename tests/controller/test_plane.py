@@ -91,7 +91,7 @@ def test_a_hello_under_another_s_name_and_a_message_of_the_wrong_direction_are_c
     link.post({"t": "event", "object": {}, "type": "Warning", "reason": "r", "message": "m"})
     plane.settle()
     assert dict(plane.plane.collector.counters) == {
-        "snapshots": 9, "messages under another name": 1, "messages of the wrong direction": 1, "malformed hops": 2, "malformed events": 1,
+        "snapshots": 12, "messages under another name": 1, "messages of the wrong direction": 1, "malformed hops": 2, "malformed events": 1,
     }  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def test_a_node_that_has_not_applied_an_update_is_not_settled_and_is_told_to_res
 
 def test_stand_ins_and_counters_of_leases_are_shown(plane):
     node = plane.nodes["node-1"]
-    node.link.post({**node.follower.lease(abandoned=2), "stand_ins": ["default/p/c"], "counters": {"dropped": 3}})
+    node.link.post({**node.follower.lease(abandoned=2), "stand_ins": ["default/p/c"], "drops": {"queue-full": 3}})
     plane.settle()
     told = plane.plane.status()
-    assert told["standIns"] == ["default/p/c"] and told["nodes"][0]["abandoned"] == 2 and told["nodes"][0]["counters"] == {"dropped": 3}
+    assert told["standIns"] == ["default/p/c"] and told["nodes"][0]["abandoned"] == 2 and told["drops"] == {"queue-full": 3}

@@ -82,6 +82,9 @@ class FakeCalls:
     def publications(self) -> list[dict[str, Any]]:
         return []
 
+    def fault_counters(self) -> dict[str, dict[str, int]]:
+        return {}
+
     def status(self) -> dict[str, Any]:
         return {"name": "test"}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu.clock import ManualClock
 from emu.cni.plugin import NodeAddress
+from emu.model.links import Fault, read_fault
+from emu.model.objects import ZONE_LABEL
 from emu.node.machine import Machine
 from emu.overlay.memory import MemoryNetwork
 from emu.proxy.config import ProxyConfig
@@ -56,13 +58,14 @@ class FabricKernel:
 
 
 class Fabric:
-    """`count` nodes named node-1 … with flannel between them, and the pods that `pod` makes."""
+    """`count` nodes named node-1 … with flannel between them, and the pods that `pod` makes. `zones` are theirs, in order."""
 
-    def __init__(self, count: int = 2, *, seed: int = 0) -> None:
+    def __init__(self, count: int = 2, *, seed: int = 0, zones: Sequence[str] = ()) -> None:
         self.clock = ManualClock()
         self.network = MemoryNetwork()
         self.machines: dict[str, Machine] = {}
         self._proxies: dict[str, Proxy] = {}
+        self.faults: list[Fault] = []
         records = []
         for index in range(1, count + 1):
             name, ip, cidr = f"node-{index}", f"192.168.0.{index + 1}", f"10.244.{index}.0/24"
@@ -70,6 +73,8 @@ class Fabric:
             me = NodeAddress(name, parse_ip(ip), Network.parse(cidr))
             self.machines[name] = Machine(me, carrier, incarnation=1, pod_network=POD_NETWORK, seed=seed, checks=True)
             records.append({"name": name, "ip": ip, "pod_cidr": cidr, "endpoint": name, "incarnation": 1, "ready": True})
+            if zones:
+                records[-1]["labels"] = {ZONE_LABEL: zones[index - 1]}
         self.records = records
         for machine in self.machines.values():
             machine.softnet.now = self.clock.now()
@@ -80,6 +85,20 @@ class Fabric:
         machine = self.machines[f"node-{node}"]
         machine.softnet.now = self.clock.now()
         return machine.cni.add_pod(f"pod/default/{name}")
+
+    def fault(self, **spec: Any) -> None:
+        """One more fault on links, as a Scenario's step writes it: `link="node-1->node-2", delay="20ms"`."""
+        self._set_faults([*self.faults, read_fault(spec, f"fault-{len(self.faults) + 1}", len(self.faults) + 1)])
+
+    def heal(self) -> None:
+        """All links are fair again."""
+        self._set_faults([])
+
+    def _set_faults(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        for machine in self.machines.values():
+            machine.softnet.now = self.clock.now()
+            machine.set_faults(faults)
 
     def services(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Give every node's proxy these Services (values of the broadcast's `services` stream), and swap its rules in."""

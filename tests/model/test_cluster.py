@@ -7,7 +7,8 @@ import ipaddress
 import pytest
 
 from emu.errors import ConfigError
-from emu.model.cluster import ClusterSpec, Timings, duration
+from emu.model.cluster import ClusterSpec, Timings
+from emu.model.quantities import duration
 
 
 def test_node_n_has_the_addresses_that_the_documentation_gives_it():
@@ -111,7 +112,9 @@ def test_the_proxy_syncs_at_once_in_the_fast_profile_unless_told_otherwise():
         ({"cni": "calico"}, "c.yaml: cni: calico is not emulated yet; flannel is"),
         ({"cni": {"name": "flannel", "backend": "host-gw"}}, "c.yaml: cni.backend: 'host-gw' is not emulated yet; vxlan is"),
         ({"cni": "weave"}, "c.yaml: cni: must be flannel, not 'weave'"),
-        ({"links": {}}, "c.yaml: links: not emulated yet"),
+        ({"links": {"defualt": {}}}, "c.yaml: links.defualt: 'defualt' is not a link: A->B or A<->B, where A and B are"),
+        ({"links": {"default": {"lost": 1}}}, "c.yaml: links.default.lost: unknown key; did you mean loss?"),
+        ({"links": {"node-1->nod-2": {"loss": 1}}}, "c.yaml: links.node-1->nod-2: there is no node 'nod-2'; did you mean node-2?"),
         ({"profile": "slow"}, "c.yaml: profile: must be fast or kubernetes, not 'slow'"),
         ({"serviceNodePortRange": "9-1"}, "c.yaml: serviceNodePortRange: '9-1' is not a range of ports such as 30000-32767"),
         ({"name": "No_Name"}, "c.yaml: name: 'No_Name' is no name: "),

@@ -11,7 +11,7 @@ import pytest
 
 from emu.bus.follower import Follower
 from emu.bus.memory import MemoryBus
-from emu.bus.messages import NODES, SERVICES, SET, Update, node_stream, pack
+from emu.bus.messages import LINKS, NODES, SERVICES, SET, Update, node_stream, pack
 from emu.model.cluster import ClusterSpec
 from emu.netfilter.text import save_text
 from emu.node.agent import Agent
@@ -32,7 +32,7 @@ class Controller:
         timings = {"nodeMonitorGracePeriod": "2s", "nodeLeaseRenewPeriod": f"{int(lease_period * 1000)}ms"}
         self.spec = ClusterSpec.from_mapping({"name": "test", "nodes": 2, "timings": timings}, run_dir="/nowhere")
         self.bus = MemoryBus()
-        self.tables: dict[str, dict[str, Any]] = {NODES: {}, SERVICES: {}, OWN: {}}
+        self.tables: dict[str, dict[str, Any]] = {LINKS: {}, NODES: {}, SERVICES: {}, OWN: {}}
         self.sequences = dict.fromkeys(self.tables, 0)
         self.heard: list[dict[str, Any]] = []
         self.answering = True
@@ -111,8 +111,9 @@ def controller() -> Iterator[Controller]:
 
 def test_a_node_says_hello_first_then_asks_for_each_stream_and_tells_how_far_it_is(controller: Controller) -> None:
     controller.synced()
-    assert [message["t"] for message in controller.heard[:4]] == ["hello", "snapshot?", "snapshot?", "snapshot?"]
-    assert {message["stream"] for message in controller.said("snapshot?")} == {NODES, SERVICES, OWN}
+    assert [message["t"] for message in controller.heard[:5]] == ["hello", *["snapshot?"] * 4]
+    asked = [message["stream"] for message in controller.said("snapshot?")]
+    assert asked == [LINKS, NODES, SERVICES, OWN], "trouble on links is known before there is a peer to send to"
     assert controller.said("lease")[0]["abandoned"] == 0
     assert len(controller.said("hello")) == 1
 
@@ -166,7 +167,7 @@ def test_no_rules_before_all_services_are_known() -> None:
     controller = Controller()
     try:
         controller.answering = False
-        controller.until(lambda: len(controller.said("snapshot?")) == 3)
+        controller.until(lambda: len(controller.said("snapshot?")) == 4)
         time.sleep(0.05)
         assert controller.agent.proxy.stats().syncs == 0
         controller.answering = True

@@ -8,6 +8,8 @@ import threading
 
 import pytest
 
+from emu.model.links import Conditions, Trouble
+from emu.overlay.links import Leg, Links
 from emu.overlay.memory import MemoryNetwork
 from emu.overlay.zeromq import ZmqCarrier, open_context
 
@@ -29,6 +31,17 @@ class Memory:
 
     def finish(self):
         pass
+
+
+class Wrapped(Memory):
+    """Makes carriers whose links may have conditions, one of them to a peer that no test here sends to."""
+
+    def carrier(self, endpoint):
+        inner = self.network.carrier(endpoint)
+        made = Links(inner, lambda timed, deadline: None, {}, lambda *drop: None)
+        made.endpoint = inner.endpoint
+        made.set({b"\xc0\xa8\0\x09": Leg("a->b", Trouble(Conditions(cut=True), {"cut": "fault-1"}))}, 0.0)
+        return made
 
 
 class Ipc:
@@ -56,7 +69,7 @@ class Tcp(Ipc):
         return "tcp://127.0.0.1:0"
 
 
-@pytest.fixture(params=[Memory, Ipc, Tcp], ids=["memory", "ipc", "tcp"])
+@pytest.fixture(params=[Memory, Wrapped, Ipc, Tcp], ids=["memory", "links", "ipc", "tcp"])
 def make(request, tmp_path):
     maker = request.param(tmp_path)
     made = []
