@@ -29,6 +29,7 @@ def status(
         "url": url,
         "revision": cluster.store.revision,
         "settled": runner.idle() and not publisher.pending and all(node["behind"] == 0 for node in nodes if node["ready"]),
+        "publishing": publisher.pending,
         "idle": runner.idle(),
         "expected": len(spec.nodes),
         "absent": [node.name for node in spec.nodes if node.name not in known],
