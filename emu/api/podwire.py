@@ -5,7 +5,7 @@ GET  publications                           the last updates that were broadcast
 GET  nodes/N/{rules,conntrack,routes}       what node N's kernel holds now
 GET  nodes/N/swaps                          when its rules followed which update
 POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started, restarted
-…    faults                                faults on links (see `emu.api.faults`)
+ANY  faults[/NAME]                          faults on links (see `emu.api.faults`)
 POST traces         {...}                   send one packet that tells its way
 POST apply          {"objects": [...]}      create or update all of them in one transaction, or none
 """
