@@ -15,7 +15,8 @@ import click
 
 from emu.errors import ConfigError, PodwireError
 from launcher.commands.cluster import bench, demo, down, status, up
-from launcher.commands.network import conntrack, fault, kubeconfig, routes, rules, trace
+from launcher.commands.links import fault
+from launcher.commands.network import conntrack, kubeconfig, routes, rules, trace
 from launcher.commands.objects import apply, delete, get, scale
 from launcher.commands.programs import exec_, logs
 

@@ -67,7 +67,7 @@ def _make(registry: Registry, spec: Any) -> Object:
     _checked(lambda: check_words(made, places))
     with store.transaction():
         _end(registry, lambda fault: fault.link is not None and fault.link == made.link and fault.sets.keys() <= made.sets.keys())
-        metadata = {"name": f"fault-{store.revision + 1}", "creationTimestamp": registry.now()}
+        metadata = {"name": f"fault-{store.revision + 1}", "uid": registry.new_uid(), "creationTimestamp": registry.now()}
         return store.create(FAULTS, {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from emu.model.kinds import BY_RESOURCE
 from emu.store.store import Object, Store, copied
 
 BACKGROUND, FOREGROUND, ORPHAN = "Background", "Foreground", "Orphan"
@@ -103,9 +102,8 @@ def _delete_namespace(store: Store, namespace: Object, now: str) -> Object:
         marked["status"] = {**(marked.get("status") or {}), "phase": "Terminating"}
         namespace = store.update("namespaces", marked)
     for resource in store.resources():
-        if BY_RESOURCE[resource].namespaced:
-            for obj in store.list(resource, name)[0]:
-                delete(store, resource, obj, propagation=BACKGROUND, grace=None, now=now)
+        for obj in store.list(resource, name)[0]:
+            delete(store, resource, obj, propagation=BACKGROUND, grace=None, now=now)
     finish_namespace(store, name)
     return namespace
 
@@ -115,5 +113,5 @@ def finish_namespace(store: Store, name: str) -> None:
     namespace = store.get("namespaces", "", name) if name else None
     if namespace is None or not is_terminating(namespace) or namespace["metadata"].get("finalizers"):
         return
-    if not any(BY_RESOURCE[resource].namespaced and store.list(resource, name)[0] for resource in store.resources()):
+    if not any(store.list(resource, name)[0] for resource in store.resources()):
         store.delete("namespaces", "", name)

@@ -72,7 +72,7 @@ class Registry:
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"][:58] + "".join(self._chance.choices(_SUFFIX_LETTERS, k=5))
         strategy = strategy_of(resource)
-        metadata.update(uid=self._uid(), creationTimestamp=self.now())
+        metadata.update(uid=self.new_uid(), creationTimestamp=self.now())
         for absent in ("deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"):
             metadata.pop(absent, None)
         if strategy.counts_generation:
@@ -305,7 +305,8 @@ class Registry:
             raise ApiError(404, "NotFound", f'{kind.group_resource} "{name}" not found', details=details)
         return current
 
-    def _uid(self) -> str:
+    def new_uid(self) -> str:
+        """A uid for an object, from the seeded source."""
         return str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
 
 

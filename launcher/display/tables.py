@@ -81,7 +81,7 @@ def status(answer: dict[str, Any]) -> None:
 
 
 def notes(told: dict[str, Any]) -> list[str]:
-    """What stands in for something, or is stored and not emulated."""
+    """What stands in for something, is stored and not emulated, dropped, or broken on purpose."""
     lines = []
     stand_ins = told.get("standIns") or []
     if stand_ins:
@@ -91,6 +91,9 @@ def notes(told: dict[str, Any]) -> list[str]:
         lines.append(
             f"stored, not emulated: {what} ({entry['objects']} object{'s' if entry['objects'] != 1 else ''}, as {entry['example']})"
         )
+    lines += [f"dropped, {reason}: {count}" for reason, count in sorted((told.get("drops") or {}).items(), key=lambda item: -item[1])]
+    if told.get("faults"):
+        lines.append(f"faults on links: {told['faults']} (podwire fault status tells them)")
     abandoned = sum(node["abandoned"] for node in told.get("nodes") or [])
     if abandoned:
         lines.append(f"threads that did not heed their end: {abandoned}")
