@@ -15,8 +15,8 @@ import click
 
 from emu.errors import ConfigError, PodwireError
 from launcher.commands.cluster import bench, demo, down, status, up
-from launcher.commands.links import fault
-from launcher.commands.network import conntrack, kubeconfig, routes, rules, trace
+from launcher.commands.links import ON_LINKS
+from launcher.commands.network import conntrack, fault, kubeconfig, routes, rules, trace
 from launcher.commands.objects import apply, delete, get, scale
 from launcher.commands.programs import exec_, logs
 
@@ -44,6 +44,8 @@ def podwire() -> None:
     """A wind tunnel for Kubernetes networking: real packets, hundreds of nodes, one machine, no root."""
 
 
+for _command in ON_LINKS:
+    fault.add_command(_command)
 for _commands in SECTIONS.values():
     for _command in _commands:
         podwire.add_command(_command)

@@ -7,12 +7,11 @@ from typing import Any
 import click
 
 from launcher.commands import options
-from launcher.commands.network import fault
 
 LINK = "A->B or A<->B; A and B are a node's name, zone/ZONE or *. Quote it, for the shell's sake."
 
 
-@fault.command("link", epilog=f"LINK is {LINK}")
+@click.command("link", epilog=f"LINK is {LINK}")
 @click.argument("link")
 @click.option("--delay", metavar="TIME", help="Each packet arrives so much later, such as 20ms.")
 @click.option("--jitter", metavar="TIME", help="The delay is up to so much shorter or longer; reorders, as netem's does.")
@@ -31,7 +30,7 @@ def fault_link(link: str, name: str, as_json: bool, **conditions: Any) -> None:
     _make(name, {"link": link, **{key: value for key, value in conditions.items() if value is not None}}, as_json)
 
 
-@fault.command("partition", epilog="Nodes in no group keep their links to everybody; * in a group means all that no other group names.")
+@click.command("partition", epilog="Nodes in no group keep their links to everybody; * in a group means all that no other group names.")
 @click.argument("groups", nargs=-1, required=True, metavar="A,B '|' C,D")
 @options.cluster_name
 @options.as_json
@@ -44,7 +43,7 @@ def fault_partition(groups: tuple[str, ...], name: str, as_json: bool) -> None:
     _make(name, {"partition": parts}, as_json)
 
 
-@fault.command("heal", epilog=f"WHAT is a fault's name as in fault status, or a link: {LINK}")
+@click.command("heal", epilog=f"WHAT is a fault's name as in fault status, or a link: {LINK}")
 @click.argument("what", required=False)
 @click.option("--all", "everything", is_flag=True, help="End all faults on links.")
 @options.cluster_name
@@ -64,7 +63,7 @@ def fault_heal(what: str | None, everything: bool, name: str, as_json: bool) -> 
         click.echo("\n".join(f"{item['metadata']['name']} is over" for item in healed["items"]) or "nothing was broken")
 
 
-@fault.command("status")
+@click.command("status")
 @options.cluster_name
 @options.as_json
 def fault_status(name: str, as_json: bool) -> None:
@@ -90,3 +89,7 @@ def _make(cluster: str, spec: dict[str, Any], as_json: bool) -> None:
         options.print_json(made)
     else:
         click.echo(f"{made['metadata']['name']}: {picture.described(made['spec'])}")
+
+
+ON_LINKS = (fault_link, fault_partition, fault_heal, fault_status)
+"""The commands of the group `fault` that are here."""

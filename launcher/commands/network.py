@@ -75,7 +75,7 @@ def routes(node: str, name: str, as_json: bool) -> None:
 
 @click.group()
 def fault() -> None:
-    """Break a node or the controller, and mend it."""
+    """Break nodes, links or the controller, and mend them."""
 
 
 def _state(ctx: click.Context, param: click.Parameter, value: str) -> str:
