@@ -56,6 +56,7 @@ class Collector:
         self._poke = poke
         self.reports: dict[str, NodeReport] = {}
         self.counters: Counter[str] = Counter()
+        self._owing: set[str] = set()  # nodes something of whose reports could not be stored
         self.on_answer: Callable[[str, Message], None] = lambda node, message: None
         self.on_hop: Callable[[Hop], None] = lambda hop: None
         self.on_new_life: Callable[[str], None] = lambda node: None
@@ -92,7 +93,7 @@ class Collector:
             else:
                 self._cluster.registry.update("nodes", made)
         except ApiError as error:
-            self._refused(f"node {node}", error)
+            self._refused(f"node {node}", error, node)
         self._poke(node)
 
     def _lease(self, node: str, lease: Message, now: float) -> None:
@@ -111,7 +112,8 @@ class Collector:
             report.drops = lease["drops"]
         if isinstance(lease.get("faults"), dict):
             report.faults = lease["faults"]
-        if news:
+        if news or node in self._owing:
+            self._owing.discard(node)
             self._link.send(node, {"t": "hello?"})  # it was thought dead: its pods were marked, and it must say how they are
             self._poke(node)
 
@@ -134,13 +136,16 @@ class Collector:
     # ---- its pods --------------------------------------------------------------------------------------------------------
 
     def _pods(self, node: str, message: Message, now: float) -> None:
-        """A batch of reports is one transaction; one that is refused does not take the others along."""
-        with self._cluster.store.transaction():
-            for report in message["statuses"]:
-                try:
-                    self._pod(node, report)
-                except ApiError as error:
-                    self._refused(f"status of {report.get('namespace')}/{report.get('name')}", error)
+        """A batch of reports is one transaction; one that is refused does not take the others along, unless the disk will have none."""
+        try:
+            with self._cluster.store.transaction():
+                for report in message["statuses"]:
+                    try:
+                        self._pod(node, report)
+                    except ApiError as error:
+                        self._refused(f"status of {report.get('namespace')}/{report.get('name')}", error, node)
+        except ApiError as error:
+            self._refused("reports on pods", error, node)
 
     def _pod(self, node: str, report: Any) -> None:
         if not isinstance(report, dict) or not all(isinstance(report.get(key), str) for key in ("namespace", "name", "uid")):
@@ -156,7 +161,9 @@ class Collector:
         else:
             self.counters["malformed reports"] += 1
 
-    def _refused(self, what: str, error: ApiError) -> None:
+    def _refused(self, what: str, error: ApiError, node: str = "") -> None:
+        if node and error.code >= 500:  # not for what was said, but because it could not be kept: it must be said again
+            self._owing.add(node)
         self.counters[f"refused: {what}: {error.message}"[:200]] += 1
 
     # ---- the rest --------------------------------------------------------------------------------------------------------

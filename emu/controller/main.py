@@ -22,7 +22,7 @@ from emu.api.handler import Api
 from emu.api.http import app, serve
 from emu.bus.broadcast import ControllerBus
 from emu.controller.plane import ControlPlane
-from emu.errors import ApiError
+from emu.errors import ApiError, PodwireError
 from emu.model.cluster import ClusterSpec
 from emu.registry.bootstrap import bootstrap
 from emu.registry.registry import Registry, RegistryConfig
@@ -33,8 +33,11 @@ FAULT_PATIENCE = 15.0  # seconds for the supervisor: a node that is started agai
 
 
 def run(spec: ClusterSpec, life_fd: int) -> None:
-    """Be the controller of the cluster until SIGTERM or the end of the life pipe."""
-    asyncio.run(Process(spec).main(life_fd))
+    """Be the controller of the cluster until SIGTERM or the end of the life pipe. SystemExit with a sentence if it cannot be."""
+    try:
+        asyncio.run(Process(spec).main(life_fd))
+    except PodwireError as error:
+        sys.exit(str(error))
 
 
 class Process(ControlPlane):
@@ -65,7 +68,7 @@ class Process(ControlPlane):
         self.link.on_arrival(self._arrived)
         serving = await serve(app(Api(self.registry), self), port=self.spec.api_port)
         self.url = serving.url
-        _write_whole(self._run_dir / "api.json", json.dumps({"url": self.url, "pid": os.getpid()}))
+        self._publish_url()
         gc.freeze()  # schemas and code never die: let the collector not walk them
         try:
             await self._turn_until_stopped()
@@ -73,6 +76,13 @@ class Process(ControlPlane):
             await serving.stop()
             self.link.close()
             self._store_file.close()
+
+    def _publish_url(self) -> None:
+        path = self._run_dir / "api.json"
+        try:
+            _write_whole(path, json.dumps({"url": self.url, "pid": os.getpid()}))
+        except OSError as error:
+            raise PodwireError(f"cannot write {path}: {error.strerror}; clients would not find the API") from error
 
     async def _turn_until_stopped(self) -> None:
         while not self._stopping:

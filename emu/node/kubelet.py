@@ -215,6 +215,9 @@ class Kubelet:
         """Report every pod again: the controller may have forgotten."""
         for held in self._held.values():
             held.reported = {}
+        for key, pod in self._wanted.items():
+            if key not in self._held and pod["metadata"].get("deletionTimestamp"):
+                self._report_gone(pod)
         self._wake()
 
     @property

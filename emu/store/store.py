@@ -1,12 +1,12 @@
 """Objects, revisions, transactions, watches.
 
-Keeps objects whole, as the JSON they came as, in one SQLite file (WAL), and every current object in memory. Every change of any
+Keeps objects whole, as the JSON they came as, in one file (`file`), and every current object in memory. Every change of any
 kind takes the next number of one revision counter, which is the object's `metadata.resourceVersion`. Knows nothing of what an
 object means: defaults, validation and allocation are the registry's, inside one of these transactions.
 
     with store.transaction():        nestable; an exception undoes all that its block did, an inner one only the inner's
         store.create(...)            visible at once to this thread's reads
-    # outermost end: written to the file, then handed to the subscribers, in order, once each
+    # outermost end: written to the file (ApiError if the disk refuses), then handed to the subscribers, in order, once each
 
 A watch is a snapshot plus the changes above its revision: subscribe, `list` (which states revision r), then take what is above r.
 The history is a bounded window in memory; asking for what has left it, or for changes from before this process opened the file,
@@ -17,7 +17,6 @@ objects they are given (`check` finds out who did).
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,17 +24,12 @@ from typing import Any, NamedTuple
 
 from emu.errors import ApiError
 from emu.model.kinds import BY_RESOURCE
+from emu.store.file import StoreFile
 
 Object = dict[str, Any]
 Objects = list[Object]
 
 HISTORY = 20_000  # changes kept for watches; a rollout of 1,000 pods makes about 10,000
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS objects (resource TEXT, namespace TEXT, name TEXT, object TEXT NOT NULL,
-                                    PRIMARY KEY (resource, namespace, name)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS revision (number INTEGER NOT NULL);
-"""
 
 
 class Change(NamedTuple):
@@ -56,10 +50,7 @@ class Store:
     """All objects of a cluster. `path` is a file, or ":memory:" for a cluster that need not outlive its process."""
 
     def __init__(self, path: str = ":memory:", *, history: int = HISTORY) -> None:
-        self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._file.execute("PRAGMA journal_mode = WAL")
-        self._file.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut may lose the last commits
-        self._file.executescript(_SCHEMA)
+        self._file = StoreFile(path)
         self._objects: dict[str, dict[tuple[str, str], Object]] = {}
         self.revision = self._load()
         self._history: deque[Change] = deque(maxlen=history)
@@ -71,12 +62,17 @@ class Store:
         self._delivering = False
 
     def _load(self) -> int:
-        for resource, namespace, name, text in self._file.execute("SELECT resource, namespace, name, object FROM objects"):
-            self._objects.setdefault(resource, {})[namespace, name] = json.loads(text)
-        row = self._file.execute("SELECT number FROM revision").fetchone()
-        if row is None:
-            self._file.execute("INSERT INTO revision VALUES (0)")
-        return int(row[0]) if row else 0
+        highest = 0
+        try:
+            for resource, namespace, name, text in self._file.rows():
+                obj = json.loads(text)
+                highest = max(highest, int(obj["metadata"]["resourceVersion"]))
+                self._objects.setdefault(resource, {})[namespace, name] = obj
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._file.unreadable(f"{resource} {namespace}/{name} is no object ({error!r})") from error
+        if highest > self._file.revision:
+            raise self._file.unreadable(f"it says that it is at revision {self._file.revision}, but has an object of {highest}")
+        return self._file.revision
 
     def close(self) -> None:
         """Close the file; all that was committed is in it."""
@@ -173,15 +169,7 @@ class Store:
         last = {(change.resource, *_key(change.object)): change for change in self._pending}
         gone = [key for key, change in last.items() if change.type == "DELETED"]
         kept = [(*key, json.dumps(change.object, separators=(",", ":"))) for key, change in last.items() if change.type != "DELETED"]
-        self._file.execute("BEGIN IMMEDIATE")
-        try:
-            self._file.executemany("DELETE FROM objects WHERE resource = ? AND namespace = ? AND name = ?", gone)
-            self._file.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)", kept)
-            self._file.execute("UPDATE revision SET number = ?", (self.revision,))
-            self._file.execute("COMMIT")
-        except BaseException:
-            self._file.execute("ROLLBACK")
-            raise
+        self._file.write(gone, kept, self.revision)
 
     def _deliver(self) -> None:
         """Hand the committed changes on. A subscriber may itself write: its changes wait their turn, so all see one order."""
@@ -224,7 +212,7 @@ class Store:
         """Assert the invariants: memory equals the file, so nobody has changed an object he was given, and revisions only grow."""
         assert not self._depth, "check between transactions"
         assert not self._pending
-        filed = {(r, ns, n): json.loads(text) for r, ns, n, text in self._file.execute("SELECT * FROM objects")}
+        filed = {(r, ns, n): json.loads(text) for r, ns, n, text in self._file.rows()}
         held = {(resource, *key): obj for resource, objects in self._objects.items() for key, obj in objects.items()}
         assert filed == held, "an object in memory differs from the one in the file"
         revisions = [change.revision for change in self._history]

@@ -39,6 +39,47 @@ def run(plane, coroutine):
 # ---- reports ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_what_nodes_and_controllers_could_not_store_is_done_once_there_is_room_again(monkeypatch):
+    """A full disk: reports are asked for again by the node's next lease, reconciles are tried again; nothing is half done."""
+    plane = Plane()
+    plane.deploy(replicas=2)
+    plane.settle()
+    before = [pod["metadata"]["name"] for pod in plane.pods()]
+    (going, *_), write = plane.pods(), plane.store._file.write
+
+    def refuse(*_):
+        raise ApiError(507, "InsufficientStorage", "the disk is full")
+
+    monkeypatch.setattr(plane.store._file, "write", refuse)
+    for node in plane.nodes.values():
+        node.readies = False  # reported, and refused
+    plane.nodes["node-1"].link.post(
+        {"t": "event", "object": {"kind": "Node", "name": "node-1"}, "type": "Warning", "reason": "x", "message": "y"}
+    )
+    plane.settle()
+    with pytest.raises(ApiError, match="the disk is full"):
+        plane.registry.delete("pods", "default", going["metadata"]["name"])
+    plane.kill_node("node-3")
+    plane.advance(plane.spec.timings.node_grace + 1)
+    assert [pod["metadata"]["name"] for pod in plane.pods()] == before
+    assert all(pod["status"]["conditions"][-1]["status"] == "True" for pod in plane.pods())
+    assert plane.errors
+    plane.start_node("node-3", incarnation=2)
+    plane.settle()
+    plane.store.check()
+
+    monkeypatch.setattr(plane.store._file, "write", write)
+    for node in plane.nodes.values():
+        node.readies = True
+    plane.registry.delete("pods", "default", going["metadata"]["name"])
+    plane.advance(20)
+    assert len(plane.pods()) == 2
+    assert going["metadata"]["name"] not in [pod["metadata"]["name"] for pod in plane.pods()]
+    assert all(pod["status"]["conditions"][-1]["status"] == "True" for pod in plane.pods())
+    assert plane.get("nodes", "node-3", "")["metadata"]["annotations"]["podwire.dev/incarnation"] == "2"
+    plane.store.check()
+
+
 def test_reports_on_what_is_not_the_node_s_own_are_dropped_and_counted(plane):
     plane.deploy(replicas=1)
     plane.settle()

@@ -54,6 +54,17 @@ def test_nothing_is_reported_twice_unless_all_is_asked_for(node: RealNode) -> No
     assert node.heard == heard + 1
 
 
+def test_an_end_whose_report_was_lost_with_the_controller_is_told_again(node: RealNode) -> None:
+    wanted = pod("web")
+    node.run(wanted)
+    node.wants(deleted(wanted))
+    node.until(lambda: node.gone)
+    node.gone.clear()
+    node.kubelet.report_all()
+    node.turn()
+    assert [name for name, _ in node.gone] == ["web"]
+
+
 def test_a_turn_without_news_does_nothing(node: RealNode) -> None:
     node.run(pod("web"))
     node.turn()
