@@ -210,7 +210,7 @@ class BlockingSocket:
                 self._raise_pending()
                 if data is None and not woken:
                     raise timed_out()
-        else:
+        elif not (self.type == SOCK_STREAM and self._sock.done):
             self._raise_pending()
         return data
 

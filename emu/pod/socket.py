@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 from emu.pod.blocking import SOCK_DGRAM, SOCK_STREAM, Address, bad_descriptor, killed
 from emu.pod.datagrams import DatagramSocket
 from emu.pod.errors import failure, timed_out
-from emu.stack.tcp_sockets import TcpListener, TcpSocket
+from emu.stack.tcp_sockets import SOMAXCONN, TcpListener, TcpSocket
 from emu.wire.addr import format_ip
 
 BOOLEAN_OPTIONS = {(std.SOL_SOCKET, std.SO_REUSEADDR), (std.SOL_SOCKET, std.SO_KEEPALIVE), (std.IPPROTO_TCP, std.TCP_NODELAY)}
@@ -50,12 +50,12 @@ class Socket(DatagramSocket):
         try:
             sock = self._sock
             if isinstance(sock, TcpListener):
-                sock.backlog = max(1, backlog)
+                sock.backlog = min(max(0, backlog), SOMAXCONN)
                 return
             if sock.started:
                 raise failure(errno.EINVAL)
             sock.close()  # the port passes to the listener under the same lock
-            self._attach(TcpListener(self._owner.ns, sock.local, backlog))
+            self._attach(TcpListener(self._owner.ns, sock.local, max(0, backlog)))
             port = self._sock.local.port
         finally:
             self._leave()
@@ -202,7 +202,7 @@ class Socket(DatagramSocket):
                 sock.shutdown_write()
                 self._write = self.broken_pipe
             if how in (std.SHUT_RD, std.SHUT_RDWR):
-                self._read = _end_of_stream
+                sock.shutdown_read()
             sock.notify()
         finally:
             self._leave()
@@ -237,7 +237,3 @@ class Socket(DatagramSocket):
 
     def __repr__(self) -> str:
         return f"<pod socket {'tcp' if self.type == SOCK_STREAM else 'udp'} {self._sock.local} to {self._sock.remote}>"
-
-
-def _end_of_stream(_: int) -> bytes:
-    return b""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EPHEMERAL = range(32_768, 61_000)  # net.ipv4.ip_local_port_range
 UNLIMITED = 1 << 20
-SYN, RST, ACK = 0x02, 0x04, 0x10
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 
 class SocketTable:
@@ -115,7 +115,15 @@ class SocketTable:
         ns, data = self.ns, bytes(skb.buf)
         sock = self.established.get(data[9:24])
         flags = data[skb.l4 + 13]
-        successor = sock.conn.successor_iss(data, skb.l4) if sock is not None and flags & SYN else None
+        listener = self.listeners.get(SockAddr(skb.dst, skb.dport)) or self.listeners.get(SockAddr(ANY, skb.dport))
+        successor = sock.conn.successor_iss(data, skb.l4) if sock is not None and flags & SYN and listener is not None else None
+        if sock is not None and (parent := sock.listener) is not None:
+            if parent.closed:  # nobody would ever accept it
+                sock.destroy()
+                sock = None
+            elif parent.full and flags & (ACK | RST) == ACK:  # the handshake completes once there is room (listen_overflow)
+                ns.drop(skb, DropReason.SOCKET_BUFFER_FULL, "socket")
+                return
         if sock is not None and successor is None:
             if skb.trace:
                 ns.hop(skb, "socket", note=f"TCP {sock.conn.state.name}", verdict=_verdict(skb, flags))
@@ -124,13 +132,14 @@ class SocketTable:
             return
         if sock is not None:  # TIME_WAIT gives way to a new incarnation of the connection (RFC 6191)
             sock.destroy()
-        if flags & SYN and not flags & (ACK | RST):
-            listener = self.listeners.get(SockAddr(skb.dst, skb.dport)) or self.listeners.get(SockAddr(ANY, skb.dport))
-            if listener is not None:
-                if skb.trace:
-                    ns.hop(skb, "socket", note="TCP LISTEN", verdict="delivered")
-                listener.on_syn(data, skb.l4, skb.trace, successor)
+        if listener is not None and not flags & (ACK | RST):
+            if flags & (SYN | FIN) != SYN:
+                ns.drop(skb, DropReason.TCP_INVALID, "socket")
                 return
+            if skb.trace:
+                ns.hop(skb, "socket", note="TCP LISTEN", verdict="delivered")
+            listener.on_syn(data, skb.l4, skb.trace, successor)
+            return
         ns.count(DropReason.NO_SOCKET)
         reset = reset_for(data, skb.l4)
         if skb.trace:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _READABLE = int(Event.READABLE)
 SOMAXCONN = 4096  # net.core.somaxconn
+MAX_SYN_BACKLOG = 2048  # net.ipv4.tcp_max_syn_backlog
 
 
 class TcpSocket(Socket):
@@ -92,6 +93,10 @@ class TcpSocket(Socket):
             self._after(0)
         return data
 
+    def shutdown_read(self) -> None:
+        self.conn.shutdown_read()
+        self._after(0)
+
     def shutdown_write(self) -> None:
         self.conn.shutdown_write(self.softnet.now)
         self._after(0)
@@ -121,6 +126,11 @@ class TcpSocket(Socket):
     @property
     def connected(self) -> bool:
         return self.started and self.conn.established
+
+    @property
+    def done(self) -> bool:
+        """Has the peer finished? Then reads find the end, whatever error came after (Linux's SOCK_DONE)."""
+        return self.started and self.conn.done
 
     @property
     def readable(self) -> bool:
@@ -165,6 +175,9 @@ class TcpSocket(Socket):
         return INFINITY if self.closed else self.conn.deadline
 
     def on_timer(self, now: float) -> None:
+        if self.listener is not None and self.listener.closed:
+            self.destroy()
+            return
         self.conn.on_timer(now)
         self._after(0)
 
@@ -240,7 +253,10 @@ class TcpSocket(Socket):
 
 
 class TcpListener(Socket):
-    """A listening socket. Connections that are being set up count against the backlog, as Linux counts the accept queue."""
+    """A listening socket. `backlog` bounds the accept queue as in Linux, which holds one more; handshakes are bounded apart.
+
+    Linux answers SYNs beyond its bound with cookies, which remember nothing; here they are dropped.
+    """
 
     proto = TCP
 
@@ -248,7 +264,7 @@ class TcpListener(Socket):
         super().__init__(ns)
         self.local = ns.sockets.bind(self, address)
         ns.sockets.listeners[self.local] = self
-        self.backlog = max(1, min(backlog, SOMAXCONN))
+        self.backlog = min(backlog, SOMAXCONN)
         self.queue: deque[TcpSocket] = deque()
         self.pending = 0
 
@@ -256,13 +272,18 @@ class TcpListener(Socket):
     def readable(self) -> bool:
         return bool(self.queue)
 
+    @property
+    def full(self) -> bool:
+        """Does the accept queue take no more (`sk_acceptq_is_full`)?"""
+        return len(self.queue) > self.backlog
+
     def accept(self) -> TcpSocket | None:
         """The next established connection, if any."""
         return self.queue.popleft() if self.queue else None
 
     def on_syn(self, data: bytes, l4: int, trace: int, iss: int | None = None) -> None:
         """A SYN for our port: answer it, or drop it while the accept queue is full (tcp_conn_request)."""
-        if len(self.queue) > self.backlog or self.pending > self.backlog:
+        if self.full or self.pending >= MAX_SYN_BACKLOG:
             self.ns.count(DropReason.SOCKET_BUFFER_FULL)
             return
         local = SockAddr(data[16:20], self.local.port)

@@ -50,6 +50,12 @@ def on_reset(t: Tcb) -> None:
         fail(t, EPIPE if t.state is TcpState.CLOSE_WAIT else ECONNRESET)
 
 
+def shutdown_read(t: Tcb) -> None:
+    """Nobody reads on: an end of file here, and nothing that the peer would see (it learns once it sends after our FIN)."""
+    t.eof = t.readable = True
+    t.events |= Event.READABLE
+
+
 def shutdown_write(t: Tcb, now: float) -> None:
     """Queue our FIN behind what is unsent."""
     after = _AFTER_OUR_FIN.get(t.state)
@@ -84,16 +90,21 @@ def abort(t: Tcb, now: float) -> None:
     fail(t, ECONNABORTED)
 
 
-def on_fin(t: Tcb, now: float) -> None:
-    """The peer's FIN is next in order (Linux's `tcp_fin`)."""
+def on_fin(t: Tcb, now: float, *, at_once: bool = False) -> None:
+    """The peer's FIN is next in order (Linux's `tcp_fin`); `at_once` if its ACK must not wait."""
     t.rcv_nxt += 1
-    t.eof = t.readable = True
+    t.eof = t.readable = t.done = True
     t.fast = False
+    t.out_of_order.clear()  # what comes after the end is nothing
+    t.urgent = None
     t.events |= Event.READABLE
     if t.state is TcpState.ESTABLISHED:
         t.state = TcpState.CLOSE_WAIT
         t.pingpong = True  # our own FIN is likely to follow soon
-        schedule_ack(t, now)
+        if at_once:
+            send_ack(t, now)
+        else:
+            schedule_ack(t, now)
     elif t.state is TcpState.FIN_WAIT1:
         t.state = TcpState.CLOSING
         send_ack(t, now)

@@ -11,14 +11,14 @@ import os
 from errno import EPIPE
 from math import inf
 
-from emu.tcp import closing, handshake, recovery, timers
+from emu.tcp import closing, handshake, recovery, timers, timewait
 from emu.tcp.config import LINUX, Event, TcpConfig, TcpState
 from emu.tcp.input import RECEIVING, grant_writing, receive, set_window
 from emu.tcp.options import TIMESTAMP_WORD
 from emu.tcp.output import push, schedule_ack, select_window, send_ack
 from emu.tcp.scoreboard import Sent
 from emu.tcp.segment import ACK, PREDICTED, PSH, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, parse
-from emu.tcp.seq import HALF, MASK, older, widen
+from emu.tcp.seq import HALF, MASK, widen
 from emu.tcp.tcb import Tcb, arm, set_mss, set_receive_limit, timestamp
 from emu.wire.addr import SockAddr
 
@@ -215,6 +215,7 @@ class Connection(Tcb):
         if size <= 0:
             self.writable = not len(data)
             return 0
+        self.pushed = self.snd_nxt + self.unsent.size  # whatever was written before ended with a push
         self.unsent.append(data, size)
         if size < len(data):
             self.writable = False
@@ -259,7 +260,7 @@ class Connection(Tcb):
 
     def _tell_of_room(self, room: int, now: float) -> None:
         """Reading made room: say so when the window at least doubles, or when an ACK waits for nothing (`tcp_cleanup_rbuf`)."""
-        if self.state not in RECEIVING or self.eof:
+        if self.state not in RECEIVING:
             return
         free = self.rcv_limit - self.received.size
         update = free >= 2 * room and free >= min(self.rcv_limit >> 1, self.rcv_mss)
@@ -269,6 +270,10 @@ class Connection(Tcb):
     def shutdown_write(self, now: float) -> None:
         """Send a FIN after what is queued; the other direction stays open."""
         closing.shutdown_write(self, now)
+
+    def shutdown_read(self) -> None:
+        """Reads find the end of file once what has come is read."""
+        closing.shutdown_read(self)
 
     def close(self, now: float) -> None:
         """The socket is gone: finish in the background, with a reset if data was left unread."""
@@ -288,10 +293,4 @@ class Connection(Tcb):
     def successor_iss(self, buf: bytes | bytearray, l4: int) -> int | None:
         """In TIME_WAIT: the ISS for the new connection that this SYN may open in our place, else None (RFC 6191, Linux)."""
         segment = parse(buf, l4)
-        if self.state is not TcpState.TIME_WAIT or segment is None or segment.flags & (SYN | ACK | RST) != SYN:
-            return None
-        stamp = segment.options.tsval
-        newer = self.ts_on and stamp is not None and older(self.ts_recent, stamp)
-        if older(self.rcv_nxt & MASK, segment.seq) or newer:
-            return (self.snd_nxt + 65537) & MASK
-        return None
+        return None if segment is None else timewait.successor_iss(self, segment)

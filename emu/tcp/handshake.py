@@ -9,21 +9,25 @@ from errno import ECONNREFUSED
 
 from emu.tcp.closing import fail
 from emu.tcp.config import TcpState
-from emu.tcp.output import backed_off, reply_reset, send_ack, send_syn
+from emu.tcp.output import backed_off, refuse, send_ack, send_syn
 from emu.tcp.segment import ACK, RST, SYN, Segment
 from emu.tcp.seq import widen
-from emu.tcp.tcb import MAX_WINDOW, Tcb, agree, arm, become_established, set_mss, update_fast
+from emu.tcp.tcb import Tcb, agree, arm, become_established, open_window, set_mss, update_fast
+
+TIMEOUT_MIN = 0.008  # Linux's TCP_TIMEOUT_MIN, two ticks of 250 Hz
 
 
 def open_active(t: Tcb, now: float) -> None:
     """Send the SYN."""
     t.state = TcpState.SYN_SENT
+    open_window(t, stamped=False)
     _send_first(t, now)
 
 
 def open_passive(t: Tcb, segment: Segment, now: float) -> None:
     """Answer a listener's SYN with a SYN-ACK."""
-    t.state = TcpState.SYN_RECV
+    t.state, t.embryo = TcpState.SYN_RECV, True
+    open_window(t, stamped=t.ts_on and segment.options.tsval is not None)
     _learn_peer(t, segment, now)
     _send_first(t, now)
 
@@ -39,7 +43,7 @@ def _send_first(t: Tcb, now: float) -> None:
 def _learn_peer(t: Tcb, segment: Segment, now: float) -> None:
     t.irs = segment.seq
     t.rcv_nxt = t.last_ack_sent = t.irs + 1
-    t.rcv_adv = t.rcv_nxt + min(t.rcv_limit, MAX_WINDOW)
+    t.rcv_adv = t.rcv_nxt + t.syn_window
     t.snd_wl1 = t.irs
     t.ts_recent_at = now
     agree(t, segment.options)
@@ -50,8 +54,11 @@ def in_syn_sent(t: Tcb, segment: Segment, now: float) -> None:
     """Whatever comes while our SYN is unanswered."""
     flags = segment.flags
     if flags & ACK and widen(segment.ack, t.snd_nxt) != t.snd_nxt:
+        if not t.retries:  # the peer is alive: do not wait for the timer to ask again
+            t.rto_at = now + TIMEOUT_MIN
+            arm(t, t.rto_at)
         if not flags & RST:
-            reply_reset(t, segment.ack)
+            refuse(t, segment)
         return
     if flags & RST:
         if flags & ACK:
@@ -74,7 +81,7 @@ def acknowledged(t: Tcb, segment: Segment, now: float) -> None:
     t.snd_wl1 = widen(segment.seq, t.rcv_nxt)
     if t.state is TcpState.SYN_RECV:
         t.snd_wnd = segment.window << t.snd_shift
-        t.max_window = max(t.max_window, t.snd_wnd)
+        t.max_window = t.snd_wnd if t.embryo else max(t.max_window, t.snd_wnd)
     if not t.retries:
         t.rtt.sample(now - t.syn_at, now)
     t.snd_sml, t.high_seq = t.snd_una, t.snd_una - 1  # no recovery has been: even the first byte may be repaired fast

@@ -6,18 +6,20 @@ the ACK, the data and the FIN. Urgent data is taken as data.
 
 from __future__ import annotations
 
+from errno import ECONNRESET
 from math import inf
 
-from emu.tcp import closing, handshake, recovery
+from emu.tcp import closing, handshake, recovery, timewait
 from emu.tcp.config import Event, TcpState
-from emu.tcp.output import backed_off, challenge_ack, push, reply_reset, schedule_ack, send_ack, send_reset, send_syn
+from emu.tcp.output import backed_off, challenge_ack, push, refuse, schedule_ack, send_ack, send_syn
 from emu.tcp.scoreboard import EVER_RETRANS
-from emu.tcp.segment import ACK, FIN, PSH, RST, SYN, Segment, parse
+from emu.tcp.segment import ACK, FIN, PSH, RST, SYN, URG, URGENT_AT, Segment, parse
 from emu.tcp.seq import MASK, older, widen
 from emu.tcp.tcb import Tcb, arm, set_mss, timestamp, update_fast
 
 PAWS_EXPIRY = 24 * 86400.0  # seconds; RFC 7323, 5.5: a timestamp older than that may have wrapped
 RECEIVING = frozenset((TcpState.ESTABLISHED, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2))
+_AFTER_FIN = frozenset((TcpState.CLOSE_WAIT, TcpState.LAST_ACK, TcpState.CLOSING))
 
 
 def receive(t: Tcb, buf: bytes | bytearray, l4: int, now: float) -> None:
@@ -27,45 +29,45 @@ def receive(t: Tcb, buf: bytes | bytearray, l4: int, now: float) -> None:
         return
     if t.state is TcpState.SYN_SENT:
         handshake.in_syn_sent(t, segment, now)
-    elif t.state is TcpState.TIME_WAIT:
-        _in_time_wait(t, segment, now)
+    elif t.state is TcpState.TIME_WAIT or (t.state is TcpState.FIN_WAIT2 and t.orphan):
+        timewait.take(t, segment, now)
     else:
-        _synchronized(t, buf, segment, now)
+        _synchronized(t, buf, l4, segment, now)
         update_fast(t)
 
 
-def _synchronized(t: Tcb, buf: bytes | bytearray, segment: Segment, now: float) -> None:
+def _synchronized(t: Tcb, buf: bytes | bytearray, l4: int, segment: Segment, now: float) -> None:
     seq = widen(segment.seq, t.rcv_nxt)
-    end = seq + segment.end - segment.start
-    if not _believable(t, segment, seq, end + (segment.flags & FIN), now):
+    end = seq + segment.length
+    if not _believable(t, segment, seq, end, now) or not _take_ack(t, segment, seq, end - seq, now):
         return
-    stamp = segment.options.tsval
-    if t.ts_on and stamp is not None:
-        t.last_tsecr = segment.options.tsecr
-        if seq <= t.last_ack_sent and not older(stamp, t.ts_recent):
-            t.ts_recent, t.ts_recent_at = stamp, now
-    if not _take_ack(t, segment, seq, end - seq, now):
-        return
-    if end > seq or segment.flags & FIN:
+    if segment.flags & URG:
+        _note_urgent(t, seq + (buf[l4 + URGENT_AT] << 8 | buf[l4 + URGENT_AT + 1]) - 1)
+    if end > seq:
         _take_data(t, buf, segment, seq, end, now)
     if t.state is not TcpState.CLOSED and t.state is not TcpState.TIME_WAIT:
         push(t, now)
 
 
 def _believable(t: Tcb, segment: Segment, seq: int, end: int, now: float) -> bool:
-    """Linux's `tcp_validate_incoming`; whatever is refused has been answered when this returns False."""
+    """Linux's `tcp_validate_incoming`, for a listener's `tcp_check_req`; whatever is refused has been answered when this returns False."""
     flags = segment.flags
+    if t.embryo and t.state is TcpState.SYN_RECV and flags & SYN and seq == t.irs and not flags & (ACK | RST | FIN):
+        send_syn(t, now)  # our SYN-ACK was lost
+        return False
     if _fails_paws(t, segment, seq, end, now) and not flags & RST:
         _answer_unacceptable(t, flags, seq, end, now)
         return False
-    if end < t.last_ack_sent or seq > max(t.rcv_adv, t.rcv_nxt):
-        if flags & SYN and t.state is TcpState.SYN_RECV and not flags & ACK and seq == t.irs:
-            send_syn(t, now)  # our SYN-ACK was lost
-        elif not flags & RST:
+    edge = max(t.rcv_adv, t.rcv_nxt)
+    last_gasp = seq == t.rcv_nxt - 1 and t.state in _AFTER_FIN  # a RST from before the FIN (Linux's `tcp_reset_check`)
+    if end < t.last_ack_sent or seq > edge or (end - (flags & FIN) > edge and t.received.size):
+        if not flags & RST:
             _answer_unacceptable(t, flags, seq, end, now)
+        elif last_gasp:
+            closing.on_reset(t)
         return False
     if flags & RST:
-        if seq == t.rcv_nxt or seq == max((right for _, right in t.out_of_order.blocks), default=-1):
+        if seq == t.rcv_nxt or last_gasp or seq == max((right for _, right in t.out_of_order.blocks), default=-1):
             closing.on_reset(t)
         else:
             challenge_ack(t, now)
@@ -76,13 +78,14 @@ def _believable(t: Tcb, segment: Segment, seq: int, end: int, now: float) -> boo
 
 
 def _take_syn(t: Tcb, segment: Segment, seq: int, now: float) -> bool:
-    """A SYN in the window: ours answered again in a simultaneous open, the peer's own again, or one to doubt (RFC 5961, 4)."""
-    if t.state is TcpState.SYN_RECV and seq == t.irs and segment.start == segment.end:
-        if segment.flags & ACK and segment.ack == t.snd_nxt & MASK:
-            return True
-        if not segment.flags & ACK:
-            send_syn(t, now)
+    """A SYN in the window: the answer to ours in a simultaneous open, else one to doubt (RFC 5961, 4) or to refuse."""
+    if t.state is TcpState.SYN_RECV:
+        if t.embryo and seq != t.irs:
+            refuse(t, segment)
+            closing.finish(t)
             return False
+        if not t.embryo and segment.flags & ACK and segment.length == 1 and seq == t.irs and segment.ack == t.snd_nxt & MASK:
+            return True
     challenge_ack(t, now)
     return False
 
@@ -108,13 +111,16 @@ def _take_ack(t: Tcb, segment: Segment, seq: int, size: int, now: float) -> bool
     ack = widen(segment.ack, t.snd_una)
     if t.state is TcpState.SYN_RECV:
         if ack != t.snd_nxt:
-            reply_reset(t, segment.ack)
+            refuse(t, segment)
             return False
+        _note_timestamp(t, segment, seq, now)
         handshake.acknowledged(t, segment, now)
         return True
-    if ack > t.snd_nxt or ack < t.snd_una - t.max_window:
+    if ack > t.snd_nxt or ack < t.snd_una - min(t.max_window, t.snd_una - t.iss - 1):
         challenge_ack(t, now)
         return False
+    if ack >= t.snd_una:
+        _note_timestamp(t, segment, seq, now)
     t.heard_at = now
     t.probes_out = 0
     window = segment.window << t.snd_shift
@@ -129,6 +135,15 @@ def _take_ack(t: Tcb, segment: Segment, seq: int, size: int, now: float) -> bool
     if advanced and t.fin_sent and t.snd_una == t.snd_nxt:
         closing.on_fin_acknowledged(t, now)
     return t.state is not TcpState.CLOSED
+
+
+def _note_timestamp(t: Tcb, segment: Segment, seq: int, now: float) -> None:
+    """Keep what the next ACK will echo (RFC 7323, 4.3)."""
+    stamp = segment.options.tsval
+    if t.ts_on and stamp is not None:
+        t.last_tsecr = segment.options.tsecr
+        if seq <= t.last_ack_sent and not older(stamp, t.ts_recent):
+            t.ts_recent, t.ts_recent_at = stamp, now
 
 
 def set_window(t: Tcb, seq: int, window: int) -> None:
@@ -195,32 +210,38 @@ def _answer_to_probe(t: Tcb, now: float) -> None:
 
 
 def _take_data(t: Tcb, buf: bytes | bytearray, segment: Segment, seq: int, end: int, now: float) -> None:
-    """Queue what is new and within the window, in order or not, and see to the FIN and the ACK."""
+    """Queue what is new, in order or not, and see to the FIN and the ACK."""
     if t.state not in RECEIVING:
-        if t.peer_fin is not None:
-            send_ack(t, now)  # the FIN again: our ACK of it was lost
+        if seq < t.rcv_nxt:  # again, for our ACK was lost
+            _note_duplicate(t, seq, min(end, t.rcv_nxt))
+            send_ack(t, now)
         return
-    if t.orphan and end > t.rcv_nxt:
-        send_reset(t, now)  # nobody will ever read it
-        closing.finish(t)
+    fin = segment.flags & FIN
+    if seq >= max(t.rcv_adv, t.rcv_nxt) and not (fin and end - 1 == t.rcv_nxt):  # a probe of the shut window
+        send_ack(t, now)
         return
-    if segment.flags & FIN and end <= max(t.rcv_adv, t.rcv_nxt):
-        t.peer_fin = end
+    if end - fin > t.rcv_nxt and t.state is not TcpState.ESTABLISHED and (t.orphan or t.eof):
+        refuse(t, segment)  # nobody will ever read it
+        closing.fail(t, ECONNRESET)
+        return
+    if fin:
+        t.peer_fin = end - 1
     held = bool(t.out_of_order)
-    start, stop = max(seq, t.rcv_nxt), min(end, t.rcv_adv)
-    if t.sack_on and seq < t.rcv_nxt and end > seq:
-        t.dsack = (seq, min(end, t.rcv_nxt))
-    if start < stop:
-        data = buf[segment.start + start - seq : segment.start + stop - seq]
-        if start == t.rcv_nxt:
+    start = max(seq, t.rcv_nxt)
+    if seq < t.rcv_nxt:
+        _note_duplicate(t, seq, min(end, t.rcv_nxt))
+    if start < end:
+        at = segment.start + start - seq - (segment.flags >> 1 & 1)
+        data = buf[at : segment.end]
+        if start != t.rcv_nxt:
+            duplicate = t.out_of_order.insert(start, data + b"\0" if fin else data)  # a FIN takes a place too
+            if duplicate is not None:
+                _note_duplicate(t, *duplicate)
+        elif data:
             _deliver(t, data, now)
-        else:
-            duplicate = t.out_of_order.insert(start, data)
-            if duplicate is not None and t.sack_on:
-                t.dsack = duplicate
     if t.peer_fin == t.rcv_nxt:
-        closing.on_fin(t, now)
-    elif held or start >= stop or seq > t.rcv_nxt:
+        closing.on_fin(t, now, at_once=held or seq > t.rcv_nxt)
+    elif held or start >= end or seq > t.rcv_nxt:
         send_ack(t, now)
     if t.rcv_nxt != t.last_ack_sent and t.state in RECEIVING:
         push(t, now)
@@ -228,27 +249,41 @@ def _take_data(t: Tcb, buf: bytes | bytearray, segment: Segment, seq: int, end: 
             schedule_ack(t, now, pushed=bool(segment.flags & PSH) or end - seq < t.rcv_mss)
 
 
+def _note_duplicate(t: Tcb, left: int, right: int) -> None:
+    """Tell with the next ACK that this came twice (RFC 2883)."""
+    if t.sack_on and t.dsack is None:
+        t.dsack = (left, right)
+
+
 def _deliver(t: Tcb, data: bytes | bytearray, now: float) -> None:
     """The next bytes in order, and whatever waited for them."""
-    t.received.append(data)
-    t.rcv_nxt += len(data)
-    for chunk in t.out_of_order.take(t.rcv_nxt) if t.out_of_order else ():
-        t.received.append(chunk)
-        t.rcv_nxt += len(chunk)
+    end = t.rcv_nxt + len(data)
+    _append(t, data)
+    if t.out_of_order:
+        first, last = t.out_of_order.first
+        if first < end:
+            _note_duplicate(t, first, min(last, end))
+        for chunk in t.out_of_order.take(t.rcv_nxt):
+            _append(t, chunk[:-1] if t.rcv_nxt + len(chunk) - 1 == t.peer_fin else chunk)
     t.readable = True
     t.events |= Event.READABLE
     t.last_data_at = now
 
 
-def _in_time_wait(t: Tcb, segment: Segment, now: float) -> None:
-    """Acknowledge again what comes again; a reset in place ends the wait (RFC 1337 is off in Linux)."""
-    seq = widen(segment.seq, t.rcv_nxt)
-    end = seq + segment.end - segment.start + (segment.flags & FIN)
-    if segment.flags & RST:
-        if seq == t.rcv_nxt:
-            closing.on_reset(t)
-        return
-    if segment.flags & FIN:
-        t.keep_at = now + t.config.timewait
-    if end > seq or segment.flags & SYN or seq != t.rcv_nxt:
-        challenge_ack(t, now, limited=not segment.flags & FIN)
+def _append(t: Tcb, data: bytes | bytearray) -> None:
+    """Let the application have it: all but an urgent byte, which only MSG_OOB would read and at which a read ends."""
+    if t.urgent is not None and t.rcv_nxt <= t.urgent < t.rcv_nxt + len(data):
+        cut = t.urgent - t.rcv_nxt
+        t.received.append(data[:cut])
+        t.received.mark_end()
+        t.received.append(data[cut + 1 :])
+        t.urgent = None
+    else:
+        t.received.append(data)
+    t.rcv_nxt += len(data)
+
+
+def _note_urgent(t: Tcb, position: int) -> None:
+    """The byte before the urgent pointer is urgent (RFC 9293 differs, as Linux does with tcp_stdurg off; RFC 6093)."""
+    if position >= t.rcv_nxt and (t.urgent is None or position > t.urgent) and t.state in RECEIVING:
+        t.urgent = position

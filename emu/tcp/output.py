@@ -14,7 +14,7 @@ from emu.tcp.config import TcpState
 from emu.tcp.options import TIMESTAMP_WORD
 from emu.tcp.scoreboard import FIN as FIN_MARK
 from emu.tcp.scoreboard import LOST, NEEDS_RETRANSMIT, Sent
-from emu.tcp.segment import ACK, FIN, IPV4_TCP, PLAIN, PSH, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, emit
+from emu.tcp.segment import ACK, FIN, IPV4_TCP, PLAIN, PSH, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, Segment, emit, refusal
 from emu.tcp.seq import MASK
 from emu.tcp.tcb import MAX_WINDOW, Tcb, arm, timestamp
 
@@ -99,9 +99,9 @@ def send_reset(t: Tcb, now: float) -> None:
     t.out.append((build(t, t.snd_nxt, RST | ACK, b"", now), 0))
 
 
-def reply_reset(t: Tcb, seq: int) -> None:
-    """Refuse one segment, at the sequence number that it acknowledged."""
-    t.out.append((emit(t.route, seq & MASK, 0, RST, 0), 0))
+def refuse(t: Tcb, segment: Segment) -> None:
+    """Answer one segment as if nobody owned it."""
+    t.out.append((refusal(t.route, segment), 0))
 
 
 def send_syn(t: Tcb, now: float) -> None:
@@ -110,11 +110,10 @@ def send_syn(t: Tcb, now: float) -> None:
     scale = t.rcv_shift if t.config.window_scaling and (not answering or t.rcv_shift or t.snd_shift) else None
     stamp = (timestamp(t, now), t.ts_recent) if t.ts_on else None
     opts = options.emit_syn(t.advertised_mss, wscale=scale, sack=t.sack_on, timestamp=stamp)
-    window = min(t.rcv_limit, MAX_WINDOW)
-    t.rcv_adv = max(t.rcv_adv, t.rcv_nxt + window)
+    t.rcv_adv = max(t.rcv_adv, t.rcv_nxt + t.syn_window)
     t.last_ack_sent = t.rcv_nxt
     ack, flags = (t.rcv_nxt & MASK, SYN | ACK) if answering else (0, SYN)
-    t.out.append((emit(t.route, t.iss, ack, flags, window, opts), 0))
+    t.out.append((emit(t.route, t.iss, ack, flags, t.syn_window, opts), 0))
 
 
 def in_flight(t: Tcb) -> int:
@@ -142,7 +141,10 @@ def push(t: Tcb, now: float) -> None:
             limited = quota < window
             break
         last = size == unsent.size
-        flags = ACK | PSH if last else ACK
+        flags = ACK
+        if last or t.snd_nxt + size - t.pushed > t.max_window >> 1:  # Linux's forced_push
+            flags = ACK | PSH
+            t.pushed = t.snd_nxt + size
         _send_data(t, unsent.take(size), flags | FIN if last and t.fin_queued else flags, now)
     if t.fin_queued and not t.fin_sent and not unsent.size:
         _send_data(t, b"", ACK | FIN, now)
@@ -215,7 +217,9 @@ def retransmit(t: Tcb, index: int, quota: int, now: float) -> bool:
     if size > limit + bool(entry.mark & FIN_MARK):
         t.board.split(index, entry.seq + limit)
     payload = entry.payload()
-    flags = ACK | PSH | FIN if entry.mark & FIN_MARK else ACK | PSH
+    flags = ACK | FIN if entry.mark & FIN_MARK else ACK
+    if payload and len(payload) + entry.seq - entry.base == len(entry.packet):
+        flags |= entry.packet[33] & PSH  # what ended a packet still does
     t.board.mark_retransmitted(entry, now)
     t.out.append((build(t, entry.seq, flags, payload, now), t.mss if len(payload) > t.mss else 0))
     t.retransmitted += -(-len(payload) // t.mss)

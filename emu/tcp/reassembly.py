@@ -39,6 +39,12 @@ class Reassembly:
     def __bool__(self) -> bool:
         return bool(self._ranges)
 
+    @property
+    def first(self) -> tuple[int, int]:
+        """The lowest range that is held, as (start, end)."""
+        held = self._ranges[0]
+        return held.start, held.end
+
     def insert(self, start: int, data: bytes | bytearray) -> tuple[int, int] | None:
         """Hold `data` at `start`; what of it was held before comes back as a range to report as duplicate (RFC 2883)."""
         end = start + len(data)

@@ -14,6 +14,7 @@ from emu.tcp.options import Options
 from emu.wire.addr import SockAddr
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+URGENT_AT = 18  # where the urgent pointer stands in the header
 
 IPV4_TCP = 40  # bytes of both headers without options
 TIMESTAMP_SIZE = 12  # the option and its padding, on every segment once agreed
@@ -41,6 +42,11 @@ class Segment(NamedTuple):
     start: int
     end: int
 
+    @property
+    def length(self) -> int:
+        """How far it moves the sequence number (RFC 9293's SEG.LEN): SYN and FIN count as a byte each."""
+        return self.end - self.start + (self.flags >> 1 & 1) + (self.flags & FIN)
+
 
 def route(local: SockAddr, remote: SockAddr) -> bytes:
     """The 20 bytes that no packet of a connection changes: IPv4 identification to destination, then the ports."""
@@ -66,14 +72,17 @@ def emit(path: bytes, seq: int, ack: int, flags: int, window: int, opts: bytes =
 
 
 def reset_for(buf: bytes | bytearray, l4: int) -> bytes | None:
-    """The RST that answers a segment nobody owns (RFC 9293, 3.10.7.1); None for a RST or what cannot be read."""
+    """The RST for a segment that no connection takes, in a packet; None if it is itself a RST or cannot be read."""
     segment = parse(buf, l4)
     if segment is None or segment.flags & RST:
         return None
     source = SockAddr(bytes(buf[12:16]), buf[l4] << 8 | buf[l4 + 1])
     destination = SockAddr(bytes(buf[16:20]), buf[l4 + 2] << 8 | buf[l4 + 3])
-    back = route(destination, source)
+    return refusal(route(destination, source), segment)
+
+
+def refusal(path: bytes, segment: Segment) -> bytes:
+    """The RST that answers a segment nobody owns (RFC 9293, 3.10.7.1)."""
     if segment.flags & ACK:
-        return emit(back, segment.ack, 0, RST, 0)
-    occupied = segment.end - segment.start + bool(segment.flags & SYN) + bool(segment.flags & FIN)
-    return emit(back, 0, (segment.seq + occupied) & 0xFFFFFFFF, RST | ACK, 0)
+        return emit(path, segment.ack, 0, RST, 0)
+    return emit(path, 0, (segment.seq + segment.length) & 0xFFFFFFFF, RST | ACK, 0)

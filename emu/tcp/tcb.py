@@ -33,7 +33,8 @@ class Tcb:
     """State shared by the whole machine; what the stack may read is documented at `Connection`."""
 
     __slots__ = (
-        "ack_on_read", "ack_pending",
+        "ack_on_read",
+        "ack_pending",
         "advertised_mss",
         "backoff",
         "board",
@@ -45,10 +46,12 @@ class Tcb:
         "cwnd_limited",
         "deadline",
         "delack_at",
+        "done",
         "drs_at",
         "drs_mark",
         "dsack",
         "dupacks",
+        "embryo",
         "eof",
         "error",
         "established",
@@ -84,6 +87,7 @@ class Tcb:
         "probing",
         "prr_delivered",
         "prr_out",
+        "pushed",
         "quick",
         "rack_at",
         "rack_end",
@@ -117,11 +121,13 @@ class Tcb:
         "soft_error",
         "state",
         "syn_at",
+        "syn_window",
         "ts_offset",
         "ts_on",
         "ts_recent",
         "ts_recent_at",
         "unsent",
+        "urgent",
         "writable",
     )  # fmt: skip
 
@@ -141,7 +147,7 @@ class Tcb:
 
     def _start_sending(self, iss: int, mtu: int) -> None:
         config = self.config
-        self.iss = self.snd_una = self.snd_nxt = self.snd_sml = iss & MASK
+        self.iss = self.snd_una = self.snd_nxt = self.snd_sml = self.pushed = iss & MASK
         self.mtu = mtu
         self.advertised_mss = mtu - IPV4_TCP
         self.peer_mss = DEFAULT_MSS
@@ -163,14 +169,17 @@ class Tcb:
         config = self.config
         self.irs = self.rcv_nxt = self.rcv_adv = self.last_ack_sent = 0
         self.rcv_shift = config.wscale if config.window_scaling else 0
-        self.rcv_limit = self.open_field = 0
+        self.rcv_limit = self.open_field = self.syn_window = 0
+        self.embryo = False  # whether a listener's SYN began it (Linux's request socks)
         set_receive_limit(self, min(config.rcvbuf_initial >> 1, config.rcvbuf))
         self.rcv_mss = self.mss
         self.received = ReceiveBuffer()
         self.out_of_order = Reassembly()
         self.dsack: tuple[int, int] | None = None
         self.peer_fin: int | None = None  # the position of the peer's FIN, once heard of
-        self.eof = False
+        self.urgent: int | None = None  # the position of its urgent byte, while that is to come
+        self.eof = False  # whether a read that finds nothing is told the end,
+        self.done = False  # and whether that is because the peer has finished (Linux's SOCK_DONE)
         self.copied, self.drs_mark, self.drs_at = 0, self.rcv_limit >> 1, -inf
         self.ts_on, self.sack_on = config.timestamps, config.sack
         self.ts_recent = self.last_tsecr = 0
@@ -205,6 +214,7 @@ def update_fast(t: Tcb) -> None:
         and not (t.board.sacked or t.board.lost or t.dupacks or t.retries or t.probing or t.probes_out)
         and not (t.out_of_order or t.fin_queued or t.orphan)
         and t.peer_fin is None
+        and t.urgent is None
     )
 
 
@@ -231,26 +241,33 @@ def set_mss(t: Tcb) -> None:
 
 def agree(t: Tcb, opts: options.Options) -> None:
     """Settle the options of both sides from the peer's SYN; an option that only one side sent is off for both."""
-    t.peer_mss = max(opts.mss if opts.mss is not None else DEFAULT_MSS, MIN_MSS)
+    t.peer_mss = max(opts.mss or DEFAULT_MSS, MIN_MSS)
     t.ts_on = t.ts_on and opts.tsval is not None
     t.sack_on = t.sack_on and opts.sack_permitted
     if opts.wscale is not None and t.config.window_scaling:
         t.snd_shift = opts.wscale
     else:
         t.snd_shift = t.rcv_shift = 0
-        t.rcv_limit = min(t.rcv_limit, MAX_WINDOW)
     if t.ts_on:
         t.ts_recent = opts.tsval or 0
     t.cc = Cubic(t.mss, t.config.init_cwnd)
     set_mss(t)
     t.cc.cwnd = t.cc.initial = t.config.init_cwnd * t.mss
-    set_receive_limit(t, t.rcv_limit)
+    set_receive_limit(t, t.syn_window)
+
+
+def open_window(t: Tcb, *, stamped: bool) -> None:
+    """The window that the SYN offers: whole segments, never scaled (Linux's `tcp_select_initial_window`)."""
+    segment = t.advertised_mss - (TIMESTAMP_SIZE if stamped else 0)
+    space = min(t.config.rcvbuf_initial >> 1, t.config.rcvbuf)
+    t.syn_window = min(space // segment * segment or space, MAX_WINDOW)
+    set_receive_limit(t, t.syn_window)
 
 
 def set_receive_limit(t: Tcb, limit: int) -> None:
     """The receive window when nothing waits to be read; only ever grows once established."""
-    t.rcv_limit = min(limit, MAX_WINDOW << t.rcv_shift) >> t.rcv_shift << t.rcv_shift
-    t.open_field = t.rcv_limit >> t.rcv_shift
+    t.open_field = min(-(-limit >> t.rcv_shift), MAX_WINDOW)
+    t.rcv_limit = t.open_field << t.rcv_shift
 
 
 def become_established(t: Tcb, now: float) -> None:

@@ -36,10 +36,12 @@ class Tap(Device):
 class Host:
     """A namespace with one tap; `gateway` has the default route."""
 
-    def __init__(self, address: str = "10.0.0.1/24", gateway: str = "10.0.0.254", *, forwarding: bool = False) -> None:
+    def __init__(
+        self, address: str = "10.0.0.1/24", gateway: str = "10.0.0.254", *, forwarding: bool = False, tap: type[Tap] = Tap
+    ) -> None:
         self.softnet = Softnet("node-1", checks=True)
         self.ns = NetNamespace("pod/default/host", self.softnet, forwarding=forwarding)
-        self.tap = Tap(self.ns)
+        self.tap = tap(self.ns)
         self.ns.add_device(self.tap)
         self.ip = parse_ip(address.partition("/")[0])
         self.ns.add_address("eth0", Network.parse(address, strict=False), self.ip)

@@ -202,7 +202,8 @@ def test_a_syn_whose_header_cannot_be_is_counted(host: Host, offset: int) -> Non
     assert (listener.pending, len(listener.queue)) == (0, 1)
 
 
-def test_room_is_made_by_accept_and_by_those_who_give_up(host: Host) -> None:
+def test_room_is_made_by_accept_and_by_those_who_give_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emu.stack.tcp_sockets.MAX_SYN_BACKLOG", 2)
     listener = TcpListener(host.ns, SockAddr(ANY, 80), 1)
     assert handshake(host, 1000)
     assert handshake(host, 1001)
