@@ -10,6 +10,7 @@ import pytest
 from tests.kit import netns
 from tests.kit.tcp_script import KernelSide, OurSide, sections, transcript
 
+ATTEMPTS = 4
 BOOK = sections(Path(__file__).with_name("sequences.txt").read_text(encoding="utf-8"))
 
 
@@ -29,4 +30,9 @@ def test_we_answer_as_it_is_written(title):
 @pytest.mark.kernel
 @pytest.mark.parametrize("title", BOOK)
 def test_the_kernel_answers_as_it_is_written(title, kernel):
-    assert transcript(kernel, BOOK, title, 10_000 + list(BOOK).index(title)) == BOOK[title]
+    """Its timers run on real time: where a busy machine let one fire in the middle, the sequence is played again."""
+    for attempt in range(ATTEMPTS):
+        answers = transcript(kernel, BOOK, title, 10_000 + attempt * len(BOOK) + list(BOOK).index(title))
+        if answers == BOOK[title]:
+            return
+    assert answers == BOOK[title]
