@@ -19,11 +19,13 @@ from launcher.commands.links import ON_LINKS
 from launcher.commands.network import conntrack, fault, kubeconfig, routes, rules, trace
 from launcher.commands.objects import apply, delete, get, scale
 from launcher.commands.programs import exec_, logs
+from launcher.commands.scenarios import test
 
 SECTIONS = {
     "Clusters": (demo, up, down, status),
     "Objects": (apply, delete, get, scale),
     "Programs": (exec_, logs),
+    "Tests": (test,),
     "The network": (trace, rules, conntrack, routes, fault),
     "Other": (kubeconfig, bench),
 }

@@ -77,7 +77,7 @@ class Client:
             raise PodwireError(f"the API at {self.url} does not answer: {getattr(error, 'strerror', None) or error}") from error
         if response.status >= 400:
             try:
-                raise _refusal(response.status, response.read())
+                raise refusal(response.status, response.read())
             finally:
                 connection.close()
         return connection, response
@@ -110,7 +110,8 @@ def path_of(kind: Kind, namespace: str = "", name: str = "", subresource: str = 
     return "/".join(parts)
 
 
-def _refusal(status: int, body: bytes) -> ApiError:
+def refusal(status: int, body: bytes) -> ApiError:
+    """The ApiError that a refusing answer tells of."""
     try:
         told = json.loads(body)
         causes = tuple((told.get("details") or {}).get("causes") or ())

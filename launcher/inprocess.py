@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from emu.api.handler import Api
@@ -122,24 +122,29 @@ class InProcess:
         self.baton = Baton(self.clock)
         self.network = MemoryNetwork()
         self.store = Store()
+        self.bus = MemoryBus(self.store.revision)
+        self.errors: list[str] = []
+        self._start_controller()
+        self.nodes: dict[str, InProcessNode] = {}
+        self._lives = {node.name: 0 for node in spec.nodes}
+        self.loop = _Loop(self)
+        for node in spec.nodes:
+            self._start(node.name)
+        self.settle()
+
+    def _start_controller(self) -> None:
+        """A control plane's life, from what the store holds."""
+        spec = self.spec
         config = RegistryConfig(
             service_cidr=spec.service_cidr, node_port_range=spec.node_port_range, toleration_seconds=round(spec.timings.toleration),
             seed=spec.seed,
         )  # fmt: skip
         self.registry = Registry(self.store, config, self.timestamp)
         bootstrap(self.registry)
-        self.bus = MemoryBus(self.store.revision)
-        self.errors: list[str] = []
         self.plane = _Plane(spec, self.registry, self.bus, self.clock.now, on_error=self._on_error)
         self.plane.world = self
         self.api = Api(self.registry)
-        self.nodes: dict[str, InProcessNode] = {}
-        self._lives = {node.name: 0 for node in spec.nodes}
         self.controller_runs = True
-        self.loop = _Loop(self)
-        for node in spec.nodes:
-            self._start(node.name)
-        self.settle()
 
     def timestamp(self) -> str:
         """Now, as Kubernetes writes it."""
@@ -207,10 +212,14 @@ class InProcess:
         running = [node for node in self.nodes.values() if not node.kernel.paused and node.name not in besides]
         return self.plane.idle and all(node.agent.up_to_date(published) for node in running)
 
-    def complete(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of the control plane to its end, on the world's time."""
+    def complete(self, work: Awaitable[T]) -> T:
+        """Run work of the control plane to its end, on the world's time."""
+
+        async def run() -> T:
+            return await work
+
         asyncio.set_event_loop(self.loop)
-        return self.loop.run_until_complete(work)
+        return self.loop.run_until_complete(run())
 
     # ---- faults ------------------------------------------------------------------------------------------------------------------
 
@@ -219,7 +228,7 @@ class InProcess:
         self.nodes[name] = InProcessNode(self, self.spec.node(name), self._lives[name])
 
     def fault(self, name: str, state: str) -> None:
-        """Bring a node to `killed`, `paused`, `resumed` or `started`; ApiError 409 if that cannot be."""
+        """Bring a node to `killed`, `paused`, `resumed`, `started` or `restarted`; ApiError 409 if that cannot be."""
         node = self.nodes.get(name)
         match state:
             case "killed" if node is not None:
@@ -227,11 +236,26 @@ class InProcess:
                 del self.nodes[name]
             case "started" if node is None:
                 self._start(name)
+            case "restarted" if node is not None:
+                node.die()
+                self._start(name)
             case "paused" | "resumed" if node is not None:
                 node.kernel.paused = state == "paused"
             case _:
                 is_now = "dead" if node is None else "paused" if node.kernel.paused else "running"
                 raise ApiError(409, "Conflict", f"node {name} is {is_now} and cannot be {state}")
+
+    def kill_controller(self) -> None:
+        """Nothing is decided, stored or broadcast any more; nodes go on. ApiError 409 if it is dead."""
+        if not self.controller_runs:
+            raise ApiError(409, "Conflict", "the controller is dead already")
+        self.controller_runs = False
+
+    def restart_controller(self) -> None:
+        """A new life from what the old one had written, killed first if it still runs."""
+        self.store = self.store.reopened()
+        self.bus.restart(self.store.revision)
+        self._start_controller()
 
     def close(self) -> None:
         """End every program, then the loop."""
@@ -239,5 +263,6 @@ class InProcess:
             node.die()
         self.nodes.clear()
         self.baton.run()
+        self.complete(self.loop.shutdown_asyncgens())
         self.loop.close()
         self.store.close()

@@ -7,14 +7,17 @@ GET  nodes/N/swaps                          when its rules followed which update
 POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started, restarted
 ANY  faults[/NAME]                          faults on links (see `emu.api.faults`)
 POST traces         {...}                   send one packet that tells its way
+POST nodes/N/flow   {"src", "dst", ...}     what may become of a first packet there, every end with its probability
+POST nodes/N/proxy  {"state": ...}          its kube-proxy: stopped (rules stay, updates stop), restarted
 POST apply          {"objects": [...]}      create or update all of them in one transaction, or none
+POST state          {"objects": [...]}      take them over as they stand, status included
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from emu.api import apply, faults
+from emu.api import apply, faults, state
 from emu.api.calls import NodeCalls
 from emu.api.discovery import PODWIRE_GROUP, PODWIRE_VERSION, not_served
 from emu.api.request import Deferred, Request, Response
@@ -25,7 +28,9 @@ from emu.registry.registry import Registry
 ROOT = ("apis", PODWIRE_GROUP, PODWIRE_VERSION)
 FAULTS = ("killed", "paused", "resumed", "started", "restarted")
 _ASKED_OF_NODES = ("rules", "conntrack", "routes", "swaps")
-_VERBS = {"faults": ["create", "delete", "deletecollection", "list"], "traces": ["create"], "apply": ["create"], "nodes/fault": ["create"]}
+_TOLD_TO_NODES = ("fault", "flow", "proxy")
+_CREATED = ("traces", "apply", "state", *(f"nodes/{what}" for what in _TOLD_TO_NODES))
+_VERBS = {"faults": ["create", "delete", "deletecollection", "list"], **{name: ["create"] for name in _CREATED}}
 _PATIENCE = 10.0  # seconds for a node to print its tables: a million rules take it about five
 
 
@@ -47,15 +52,27 @@ def answer(request: Request, registry: Registry) -> Response | Deferred | None:
             return _fault(registry, node, request.decoded())
         case _, "faults", *rest:
             return faults.answer(request, registry, tuple(rest))
+        case "POST", "nodes", node, ("flow" | "proxy") as what:
+            return _of_node(registry, node, what, _mapping(request.decoded()))
         case "POST", "traces":
             return _trace(request.decoded())
         case "POST", "apply":
             return apply.apply(request, registry)
+        case "POST", "state":
+            return state.adopt(request, registry)
     raise not_served()
 
 
 def _resources() -> dict[str, Any]:
-    names = ("status", "publications", "traces", "apply", "faults", *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, "fault")))
+    names = (
+        "status",
+        "publications",
+        "traces",
+        "apply",
+        "state",
+        "faults",
+        *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, *_TOLD_TO_NODES)),
+    )
     listed = [
         {
             "name": name,
@@ -76,6 +93,12 @@ async def _status(calls: NodeCalls, registry: Registry) -> Response:
 
 async def _publications(calls: NodeCalls) -> Response:
     return Response({"items": calls.publications()})
+
+
+def _mapping(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise ApiError(400, "BadRequest", "a JSON object is wanted")
+    return body
 
 
 def _known_node(registry: Registry, node: str) -> None:
@@ -105,10 +128,9 @@ def _fault(registry: Registry, node: str, body: Any) -> Deferred:
 
 
 def _trace(body: Any) -> Deferred:
-    if not isinstance(body, dict):
-        raise ApiError(400, "BadRequest", "a JSON object that describes the trace is wanted")
+    described = _mapping(body)
 
     async def run(calls: NodeCalls) -> Response:
-        return Response(await calls.trace(body))
+        return Response(await calls.trace(described))
 
     return Deferred(run)

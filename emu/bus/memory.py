@@ -31,6 +31,13 @@ class MemoryBus:
         link.push(encode_update(Update(WELCOME, self._epoch, 0, [])), is_update=True)
         return link
 
+    def restart(self, epoch: int) -> None:
+        """The controller has begun a new life: what was under way to the old one is lost, and every node is greeted."""
+        self._epoch = epoch
+        self._inbox.clear()
+        for link in self._nodes.values():
+            link.push(encode_update(Update(WELCOME, epoch, 0, [])), is_update=True)
+
     def disconnect(self, node: str) -> None:
         self._nodes.pop(node, None)
 

@@ -63,11 +63,11 @@ class NodeLifecycle:
             return None
         self._missing.discard(key)
         self.heartbeat(now)
-        age = self.lease_age(key, now)
-        if age < self._grace:
+        deadline = self._leases.get(key, self._started) + self._grace  # one sum, so that what is asked for at it finds it reached
+        if now < deadline:
             if key in self._leases:
                 self._alive(node)
-            return now + self._grace - age
+            return deadline
         if self._missing:
             return now + self._grace
         return self._silent(node, now)

@@ -82,15 +82,24 @@ def _texts(path: str | Path) -> Iterator[tuple[str, str]]:
 
 def parse(text: str, source: str = "-") -> list[Manifest]:
     """The objects of one file's text. ConfigError for bad YAML, a key given twice, or a document that is no Kubernetes object."""
+    made: list[Manifest] = []
+    for number, document in enumerate(values(text, source), 1):
+        if document is not None:
+            made += objects(document, source, f"document {number}", number)
+    return made
+
+
+def values(text: str, source: str = "-") -> list[Any]:
+    """The YAML documents of a text as JSON values, under the same rules; ConfigError if it does not parse."""
     try:
-        documents = list(yaml.load_all(text, _Loader))
+        return list(yaml.load_all(text, _Loader))
     except yaml.YAMLError as error:
         raise ConfigError(_problem(error), source=source, where=_line(error)) from error
-    made = []
-    for number, document in enumerate(documents, 1):
-        if document is not None:
-            made += [Manifest(source, number, obj) for obj in _objects(document, source, f"document {number}")]
-    return made
+
+
+def objects(value: object, source: str, where: str, document: int = 1) -> list[Manifest]:
+    """The objects of one JSON value: itself, or a List's items. ConfigError unless they are Kubernetes objects."""
+    return [Manifest(source, document, obj) for obj in _objects(value, source, where)]
 
 
 def _problem(error: yaml.YAMLError) -> str:

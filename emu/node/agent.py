@@ -46,11 +46,13 @@ class Agent:
         self.view = NodeView(
             me.name, tuple(parse_ip(ip) for ip in (me.addresses or (me.ip,))), me.labels.get(ZONE_LABEL, ""), (Network.parse(me.pod_cidr),)
         )
-        self.proxy = Proxy(ProxyConfig.parse(spec.proxy, cluster_cidr=spec.pod_cidr), self.view)
+        self._proxy_config = ProxyConfig.parse(spec.proxy, cluster_cidr=spec.pod_cidr)
+        self.proxy = Proxy(self._proxy_config, self.view)
+        self._proxy_stopped = False
         machine.node.route_localnet = self.proxy.route_localnet
         self._early_lease = min(EARLY_LEASE * len(spec.nodes), spec.timings.lease_period)
         self._listed = False
-        self._calls = Calls(self.kubelet, machine, kernel, link.post)
+        self._calls = Calls(self.kubelet, machine, kernel, link.post, self.stop_proxy)
         # a lease before the hello would only have it asked for again
         self._lease_at, self._leased_at = kernel.now() + spec.timings.lease_period, 0.0
         self._expired_at = self._pipes_at = 0.0
@@ -84,7 +86,7 @@ class Agent:
     def next_at(self) -> float:
         """When something is due although nothing comes in."""
         candidates = [self._lease_at, self._expire_at(), self.kubelet.poll_at()]
-        if (proxy := self.proxy.poll_at()) is not None:
+        if not self._proxy_stopped and (proxy := self.proxy.poll_at()) is not None:
             candidates.append(proxy)
         return min(candidates)
 
@@ -92,7 +94,7 @@ class Agent:
         """Has everything been applied that was published, by these sequences, down to the rules?"""
         mirrors = self._follower.mirrors.items()
         heard = all(mirror.synced and mirror.sequence >= published.get(stream, -1) for stream, mirror in mirrors)
-        return heard and self.proxy.poll_at() is None
+        return heard and (self._proxy_stopped or self.proxy.poll_at() is None)
 
     def _expire_at(self) -> float:
         """When conntrack has something to forget. Read without the lock: a stale answer is corrected at the next turn."""
@@ -153,7 +155,8 @@ class Agent:
                 self._set_faults()
             elif mirror is self._follower.services:
                 services = [(key, mirror.get(key)) for key in keys]
-                self.proxy.on_services(services, now)
+                if not self._proxy_stopped:
+                    self.proxy.on_services(services, now)
                 self._heard_at, self._read_at = self._heard_at or now, self._kernel.now()
                 self.kubelet.on_services(services)
             else:
@@ -173,9 +176,18 @@ class Agent:
         self._machine.set_faults([*read_links(self._spec.links), *told])
         self._kernel.leave()
 
+    def stop_proxy(self, stop: bool) -> None:
+        """kube-proxy ends: its rules stay, updates stop. Or (False) it begins anew, and reads everything before it writes."""
+        self._proxy_stopped = stop
+        if not stop:
+            self.proxy = Proxy(self._proxy_config, self.view)
+            services = self._follower.services
+            if services.synced:
+                self.proxy.on_snapshot(dict(services.items()), self._kernel.now())
+
     def _sync_proxy(self, now: float) -> None:
         """Swap in what the proxy makes of the changes so far, if a sync is due."""
-        result = self.proxy.sync(now)
+        result = None if self._proxy_stopped else self.proxy.sync(now)
         if result is None:
             return
         built = self._kernel.now()

@@ -12,6 +12,7 @@ from typing import Any
 
 from emu.errors import ApiError
 from emu.netfilter import text
+from emu.node import flow
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.node.probe import Probe
@@ -26,15 +27,18 @@ Body = dict[str, Any]
 
 
 class Calls:
-    """The methods of one node."""
+    """The methods of one node. `stop_proxy` stops its kube-proxy (True) or begins it anew."""
 
-    def __init__(self, kubelet: Kubelet, machine: Machine, kernel: Kernel, post: Callable[[Body], None]) -> None:
+    def __init__(
+        self, kubelet: Kubelet, machine: Machine, kernel: Kernel, post: Callable[[Body], None], stop_proxy: Callable[[bool], None]
+    ) -> None:
+        self._stop_proxy = stop_proxy
         self._kubelet, self._machine, self._kernel, self._post = kubelet, machine, kernel, post
         self._running: dict[int, Any] = {}
         self.swaps: deque[Swap] = deque(maxlen=KEPT)
         self._methods: Mapping[str, Callable[[int, Body], Body | None]] = {
             "rules": self._rules, "conntrack": self._conntrack, "routes": self._routes, "trace": self._trace, "forget": self._forget,
-            "exec": self._exec, "logs": self._logs, "stats": self._stats, "swaps": self._swaps,
+            "exec": self._exec, "logs": self._logs, "stats": self._stats, "swaps": self._swaps, "flow": self._flow, "proxy": self._proxy,
         }  # fmt: skip
 
     def on_message(self, message: Body) -> None:
@@ -113,6 +117,13 @@ class Calls:
     def _swaps(self, number: int, params: Body) -> Body:
         return {"items": [swap._asdict() for swap in self.swaps]}
 
+    def _flow(self, number: int, params: Body) -> Body:
+        self._kernel.enter()
+        try:
+            return flow.answer(self._machine, params)
+        finally:
+            self._kernel.leave()
+
     # ---- traces --------------------------------------------------------------------------------------------------------------------
 
     def _trace(self, number: int, params: Body) -> Body | None:
@@ -139,6 +150,13 @@ class Calls:
             return {"forgotten": self._machine.forget(params["id"])}
         finally:
             self._kernel.leave()
+
+    def _proxy(self, number: int, params: Body) -> Body:
+        state = params.get("state")
+        if state not in ("stopped", "restarted"):
+            raise ApiError(422, "Invalid", f"state: Unsupported value: {state!r}: supported values: stopped, restarted")
+        self._stop_proxy(state == "stopped")
+        return {"proxy": state}
 
     # ---- programs --------------------------------------------------------------------------------------------------------------------
 

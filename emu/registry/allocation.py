@@ -115,6 +115,13 @@ class Allocator:
         if services.needs_health_check_port(spec):
             self._allocate_health_check(service)
 
+    def adopt(self, service: Object) -> None:
+        """Give a Service that was seen elsewhere a cluster IP if it lacks one, and take note of what it has, in range or not."""
+        spec = service["spec"]
+        if services.needs_cluster_ip(spec) and not spec.get("clusterIP"):
+            self._allocate_ip(service)
+        self._claim_all(service)
+
     def _allocate_ip(self, service: Object) -> None:
         spec, owner = service["spec"], _owner(service)
         wanted = spec.get("clusterIP")

@@ -89,6 +89,33 @@ class Registry:
                 self._finish_service(kind, made, None)
             return Outcome(self.store.create(resource, made), [*told, *emulation.warnings(resource, made)])
 
+    def adopt(self, resource: str, obj: Object, namespace: str = "") -> Outcome:
+        """Put an object in as it was seen somewhere: its shape is checked and defaults are filled in, a missing namespace is made, a
+        Service without one gets a cluster IP; nothing else is judged, allocated or dropped, its status and its uid included."""
+        kind = self._kind(resource)
+        made, told = self._decode(kind, obj, STRICT)
+        self._place(kind, made, namespace)
+        metadata = made["metadata"]
+        for absent in ("resourceVersion", "managedFields", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"):
+            metadata.pop(absent, None)
+        metadata.setdefault("uid", self.new_uid())
+        metadata.setdefault("creationTimestamp", self.now())
+        defaults.apply(resource, made)
+        if not made.get("status"):
+            strategy_of(resource).begin(made)
+        with self.store.transaction():
+            if kind.namespaced and self.store.get("namespaces", "", metadata["namespace"]) is None:
+                self.create("namespaces", {"metadata": {"name": metadata["namespace"]}})
+            if resource == "services":
+                services.normalise(made, None)
+                self.allocator.adopt(made)
+            self._refuse(kind, made, self._check_metadata(kind, made))
+            old = self.store.get(resource, metadata.get("namespace", ""), metadata["name"])
+            if old is not None:
+                metadata.update(uid=old["metadata"]["uid"], resourceVersion=old["metadata"]["resourceVersion"])
+            stored = self.store.create(resource, made) if old is None else self.store.update(resource, made)
+            return Outcome(stored, [*told, *emulation.warnings(resource, made)])
+
     def _admit(self, resource: str, obj: Object) -> None:
         """DefaultTolerationSeconds: a pod bears a dead node for a while, unless it says for how long."""
         if resource != "pods" or not obj.get("spec"):

@@ -74,6 +74,15 @@ class Store:
             raise self._file.unreadable(f"it says that it is at revision {self._file.revision}, but has an object of {highest}")
         return self._file.revision
 
+    def reopened(self) -> Store:
+        """A store in memory as a new process would find it: every object, no subscriber, no history. This one is closed."""
+        again = Store()
+        again._file.write((), self._file.rows(), self.revision)
+        again._file.revision = self.revision
+        again.revision = again._floor = again._load()
+        self.close()
+        return again
+
     def close(self) -> None:
         """Close the file; all that was committed is in it."""
         self._file.close()

@@ -76,7 +76,7 @@ class RealNode:
         self.view = NodeView("node-1", (self.machine.me.ip,), "", (Network.parse(self.me.pod_cidr),))
         self.proxy = Proxy(ProxyConfig.parse({"mode": "iptables"}, cluster_cidr=self.spec.pod_cidr), self.view)
         self.posted: list[Json] = []
-        self.calls = Calls(self.kubelet, self.machine, self.kernel, self.posted.append)
+        self.calls = Calls(self.kubelet, self.machine, self.kernel, self.posted.append, lambda stop: None)
         self.reports: dict[str, Json] = {}
         self.gone: list[tuple[str, str]] = []
         self.heard = 0
