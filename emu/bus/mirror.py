@@ -91,6 +91,10 @@ class Mirror:
         value: dict[str, Any] | None = None if packed is None else unpack(packed)
         return value
 
+    def packed(self, key: str) -> bytes | None:
+        """The value under a key as it came."""
+        return self._values.get(key)
+
     def items(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """All keys and values, decoded one at a time."""
         return ((key, unpack(packed)) for key, packed in list(self._values.items()))

@@ -82,13 +82,13 @@ class Publisher:
                     self.noted[stream] = min(noted, self.noted.get(stream, noted))
         return [self._number(stream, part[i : i + BATCH]) for stream, part in changes.items() for i in range(0, len(part), BATCH)]
 
-    def _current(self, resource: str, key: str) -> list[tuple[str, dict[str, Any] | None]]:
+    def _current(self, resource: str, key: str) -> list[tuple[str, Any]]:
         """(stream, value now) of everything that a marked object shows in; None for absent."""
         namespace, _, name = key.rpartition("/")
         obj = self._get(resource, namespace, name)
         if resource == "nodes":
             value = views.node_value(obj) if obj else None
-            return [(NODES, value if value and views.is_reachable(value) else None)]
+            return [(NODES, list(views.NodeRecord.of(value)) if value and views.is_reachable(value) else None)]
         if resource == views.FAULTS:
             return [(LINKS, views.fault_value(obj) if obj else None)]
         if resource == "services":
@@ -104,7 +104,7 @@ class Publisher:
         slices = [self._get("endpointslices", namespace, name) for name in sorted(self._slices.get(key, ()))]
         return views.service_value(service, [one for one in slices if one is not None])
 
-    def _difference(self, stream: str, key: str, value: dict[str, Any] | None) -> tuple[str, str, bytes] | None:
+    def _difference(self, stream: str, key: str, value: Any) -> tuple[str, str, bytes] | None:
         values = self._values.setdefault(stream, {})
         old = values.get(key)
         if value is None:

@@ -1,6 +1,6 @@
 """What of an object goes on the broadcast. Decides the values of each stream; knows nothing of numbering, or of who listens.
 
-    nodes       node name   {"name", "ip", "addresses", "pod_cidr", "endpoint", "incarnation", "ready", "labels"}
+    nodes       node name   [addresses, pod network, its length, endpoint, incarnation, ready, zone]: a `NodeRecord`
     services    ns/name     {"service": the Service, "slices": [EndpointSlice ...]}   both reduced to what kube-proxy reads
     links       fault name  {"order", "spec"}: one fault on links as it was asked for (emu.model.links), never pairs of nodes
     node/NAME   ns/name     the Pod, whole but for its bookkeeping
@@ -12,10 +12,12 @@ to every node.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from emu.model.objects import SERVICE_NAME_LABEL
-from emu.wire.addr import Network, parse_ip
+import msgpack
+
+from emu.model.objects import SERVICE_NAME_LABEL, ZONE_LABEL
+from emu.wire.addr import Ip, Network, parse_ip
 
 Object = Mapping[str, Any]
 
@@ -57,6 +59,41 @@ def node_value(node: Object) -> dict[str, Any]:
         "ready": is_ready(node),
         "labels": dict(meta.get("labels") or {}),
     }
+
+
+class NodeRecord(NamedTuple):
+    """A node as its peers must know it. `ips` are its own, the tunnel's first; `network` and `length` are its pods'.
+
+    A cluster of n nodes holds n² of them, hence binary and positional: 60 bytes each, and nobody takes one apart before he needs it.
+    """
+
+    ips: list[Ip]
+    network: Ip
+    length: int
+    endpoint: str
+    incarnation: int
+    ready: bool
+    zone: str
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> NodeRecord:
+        """From a `node_value`, or one like it; ValueError for addresses that are none."""
+        network = Network.parse(value["pod_cidr"])
+        ips = [parse_ip(ip) for ip in value.get("addresses") or (value["ip"],)]
+        zone = (value.get("labels") or {}).get(ZONE_LABEL, "")
+        return cls(ips, network.address, network.length, value["endpoint"], value["incarnation"], value.get("ready", True), zone)
+
+    @classmethod
+    def read(cls, packed: bytes) -> NodeRecord | None:
+        """A value of the stream; None where it is none."""
+        try:
+            record = cls(*msgpack.unpackb(packed))
+        except (ValueError, TypeError, msgpack.UnpackException):
+            return None
+        return record if [type(item) for item in record] == _RECORD and record.ips and set(map(type, record.ips)) == {bytes} else None
+
+
+_RECORD = [list, bytes, int, str, int, bool, str]
 
 
 def is_reachable(value: Mapping[str, Any]) -> bool:

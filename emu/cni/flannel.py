@@ -9,11 +9,11 @@ nowhere to go yet.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from emu.cni.ipam import HostLocal
-from emu.cni.plugin import NodeAddress
+from emu.cni.plugin import NodeAddress, PeerChange
 from emu.stack.bridge import Bridge
 from emu.stack.device import Veth
 from emu.stack.namespace import NetNamespace
@@ -29,7 +29,82 @@ VNI = 1
 
 def vtep_mac(node_ip: Ip) -> bytes:
     """The MAC of a node's flannel.1; flanneld draws one at random and publishes it, here it follows from the node's address."""
-    return b"\x1a\x2b" + node_ip[-4:]
+    return _VTEP + node_ip[-4:]
+
+
+_VTEP = b"\x1a\x2b"
+
+
+class Peers:
+    """The other nodes by the address of their pods' network, and what flannel makes of them: routes, neighbours, forwarding entries.
+
+    All of it follows from two addresses a peer, so nothing else is kept: a thousand nodes have a million pairs.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, dict[Ip, Ip]] = {}  # prefix length -> network address -> node
+        self.networks: dict[Ip, Ip] = {}  # and back
+
+    def change(self, change: PeerChange) -> None:
+        nodes = self.nodes.setdefault(change.length, {})
+        before = nodes.pop(change.network, None)
+        if before is not None and self.networks.get(before) == change.network:
+            del self.networks[before]
+        if change.ip is not None:
+            nodes[change.network], self.networks[change.ip] = change.ip, change.network
+
+
+class _Routes:
+    """`NETWORK via NETWORK dev flannel.1 onlink` for each peer; a `RouteSource`."""
+
+    def __init__(self, nodes: Mapping[Ip, Ip], length: int) -> None:
+        self._nodes, self._length = nodes, length
+
+    def route(self, value: int) -> Route | None:
+        network = value.to_bytes(4, "big")
+        return self._write(network) if network in self._nodes else None
+
+    def _write(self, network: Ip) -> Route:
+        bits = 8 * len(network)
+        prefix = Network(network, self._length, int.from_bytes(network, "big"), (1 << bits) - (1 << bits - self._length))
+        return Route(prefix, "flannel.1", gateway=network, onlink=True)
+
+    def __iter__(self) -> Iterator[Route]:
+        return map(self._write, self._nodes)
+
+
+class _Neighbours(Mapping[Ip, bytes]):
+    """`NETWORK lladdr VTEP`, permanent."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    def __getitem__(self, network: Ip) -> bytes:
+        return next(vtep_mac(nodes[network]) for nodes in self._peers.nodes.values() if network in nodes)
+
+    def __iter__(self) -> Iterator[Ip]:
+        return (network for nodes in self._peers.nodes.values() for network in nodes)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._peers.nodes.values()))
+
+
+class _Fdb(Mapping[bytes, Ip]):
+    """`VTEP dst NODE`, permanent."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    def __getitem__(self, mac: bytes) -> Ip:
+        if mac[:2] != _VTEP or mac[2:] not in self._peers.networks:
+            raise KeyError(mac)
+        return mac[2:]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(vtep_mac, self._peers.networks)
+
+    def __len__(self) -> int:
+        return len(self._peers.networks)
 
 
 class Flannel:
@@ -39,13 +114,14 @@ class Flannel:
         self._node, self._softnet, self._pod_network = node, softnet, pod_network
         self.mtu = underlay_mtu - OVERHEAD
         self._pods: dict[str, tuple[NetNamespace, Veth]] = {}
-        self._peers: dict[str, NodeAddress] = {}
+        self._peers = Peers()
 
     def start(self, me: NodeAddress) -> None:
         self._me = me
         self._ipam = HostLocal(me.pod_cidr)
         node = self._node
         self._vxlan = Vxlan(node, "flannel.1", VNI, me.ip, self.mtu, vtep_mac(me.ip))
+        self._vxlan.neighbours, self._vxlan.fdb = _Neighbours(self._peers), _Fdb(self._peers)
         node.add_device(self._vxlan)
         node.add_address("flannel.1", _host(me.pod_cidr.address), me.pod_cidr.address)
         node.tunnels[UDP_PORT] = self._vxlan.decapsulate
@@ -55,26 +131,17 @@ class Flannel:
         node.add_address("cni0", me.pod_cidr, self._ipam.gateway)
 
     def set_peers(self, peers: Sequence[NodeAddress]) -> None:
-        wanted = {peer.name: peer for peer in peers if peer.name != self._me.name}
-        for name, peer in list(self._peers.items()):
-            now = wanted.get(name)
-            if now is not peer and now != peer:  # most are the very same value
-                self._remove_peer(self._peers.pop(name))
-        for name, peer in wanted.items():
-            if name not in self._peers:
-                self._add_peer(peer)
-        self._peers = wanted
+        gone = [PeerChange(network, length, None) for length, nodes in self._peers.nodes.items() for network in nodes]
+        there = [PeerChange(peer.pod_cidr.address, peer.pod_cidr.length, peer.ip) for peer in peers if peer.name != self._me.name]
+        self.update_peers([*gone, *there])
 
-    def _add_peer(self, peer: NodeAddress) -> None:
-        gateway = peer.pod_cidr.address
-        self._vxlan.neighbours[gateway] = vtep_mac(peer.ip)
-        self._vxlan.fdb[vtep_mac(peer.ip)] = peer.ip
-        self._node.add_route(Route(peer.pod_cidr, "flannel.1", gateway=gateway, onlink=True))
-
-    def _remove_peer(self, peer: NodeAddress) -> None:
-        self._node.remove_route(peer.pod_cidr)
-        self._vxlan.neighbours.pop(peer.pod_cidr.address, None)
-        self._vxlan.fdb.pop(vtep_mac(peer.ip), None)
+    def update_peers(self, changes: Iterable[PeerChange]) -> None:
+        for change in changes:
+            if change.length not in self._peers.nodes:
+                self._peers.nodes[change.length] = {}
+                self._node.routes.derive(change.length, _Routes(self._peers.nodes[change.length], change.length))
+            self._peers.change(change)
+        self._node.invalidate()
 
     def add_pod(self, name: str, address: Ip | None = None) -> NetNamespace:
         assert name not in self._pods, name

@@ -6,9 +6,9 @@ called under the node's lock and must not touch carriers, threads or the control
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from emu.stack.namespace import NetNamespace
 from emu.wire.addr import Ip, Network
@@ -23,6 +23,14 @@ class NodeAddress:
     pod_cidr: Network
 
 
+class PeerChange(NamedTuple):
+    """A peer's pod network (address and length) is at the node with this address; None: not any more."""
+
+    network: Ip
+    length: int
+    ip: Ip | None
+
+
 class Cni(Protocol):
     """One node's CNI daemon and plugin in one."""
 
@@ -31,6 +39,9 @@ class Cni(Protocol):
 
     def set_peers(self, peers: Sequence[NodeAddress]) -> None:
         """Make the forwarding state equal to exactly these peers (level, not edge)."""
+
+    def update_peers(self, changes: Iterable[PeerChange]) -> None:
+        """Change the forwarding state by these changes alone: a big cluster's other nodes are not to be looked at for it."""
 
     def add_pod(self, name: str, address: Ip | None = None) -> NetNamespace:
         """Make the namespace `name` with an address of the node's subnet (`address` if given); ValueError if none is free."""

@@ -149,7 +149,7 @@ class Agent:
             mirror = self._follower.mirrors[stream]
             if mirror is self._follower.nodes:
                 self._kernel.enter()
-                self._machine.update_peers((key, mirror.get(key)) for key in keys)
+                self._machine.update_peers((key, mirror.packed(key)) for key in keys)
                 self._kernel.leave()
             elif mirror is self._follower.links:
                 self._set_faults()

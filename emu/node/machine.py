@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from emu.bus.messages import pack
+from emu.bus.views import NodeRecord
 from emu.cni.flannel import Flannel
-from emu.cni.plugin import Cni, NodeAddress
+from emu.cni.plugin import Cni, NodeAddress, PeerChange
 from emu.errors import DropReason
 from emu.model.links import Fault, Place, between
-from emu.model.objects import ZONE_LABEL
 from emu.netfilter.conntrack import KUBE_PROXY_TIMEOUTS
 from emu.netfilter.skb import Skb
 from emu.overlay.carrier import Carrier
@@ -24,36 +24,15 @@ from emu.stack.route import Route
 from emu.stack.softnet import Softnet
 from emu.stack.underlay import Underlay
 from emu.trace import REPLY, Hop
-from emu.wire.addr import Ip, Network, format_ip, parse_ip
+from emu.wire.addr import Ip, Network, format_ip
 
 UNDERLAY_MTU = 1500
 NODE_NETWORK = Network.parse("192.168.0.0/16")
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another node, as this one must know it to send to it."""
-
-    address: NodeAddress
-    ips: tuple[Ip, ...]  # the first is the tunnel's
-    endpoint: str
-    incarnation: int
-    ready: bool
-    zone: str
-
-    @classmethod
-    def of(cls, value: Mapping[str, Any]) -> Peer:
-        """A value of the `nodes` stream."""
-        address = NodeAddress(value["name"], parse_ip(value["ip"]), Network.parse(value["pod_cidr"]))
-        ips = (address.ip, *map(parse_ip, (value.get("addresses") or ())[1:]))
-        return cls(address, ips, value["endpoint"], value["incarnation"], value.get("ready", True), zone_of(value))
-
-    def same_pipe(self, before: Peer) -> bool:
-        """May what is queued for the peer stay queued? Not for another life of it, and not when it has just stopped answering."""
-        moved = (self.address, self.ips, self.endpoint, self.incarnation) != (
-            before.address, before.ips, before.endpoint, before.incarnation,
-        )  # fmt: skip
-        return not moved and (self.ready or not before.ready)
+def same_pipe(peer: NodeRecord, before: NodeRecord) -> bool:
+    """May what is queued for the peer stay queued? Not for another life of it, and not when it has just stopped answering."""
+    return peer._replace(ready=before.ready, zone=before.zone) == before and (peer.ready or not before.ready)
 
 
 class Machine:
@@ -82,50 +61,79 @@ class Machine:
         self.node.add_route(Route(Network.parse("0.0.0.0/0"), "eth0", gateway=self.underlay.gateway))
         self.cni: Cni = Flannel(self.node, self.softnet, pod_network=pod_network, underlay_mtu=UNDERLAY_MTU)
         self.cni.start(me)
-        self._peers: dict[str, Peer] = {}
+        self._peers: dict[str, bytes] = {}  # by name, packed: most are never talked to
+        self._names: dict[Ip, str] = {}
+        self.underlay.introduce = self._introduce
 
     def set_peers(self, nodes: Iterable[Mapping[str, Any]]) -> None:
-        """These are all the nodes there are, as values of the `nodes` stream."""
-        wanted = {node["name"]: node for node in nodes}
+        """These are all the nodes there are, as `bus.views.node_value` has them."""
+        wanted = {node["name"]: pack(NodeRecord.of(node)) for node in nodes}
         self.update_peers([*((name, None) for name in self._peers if name not in wanted), *wanted.items()])
 
-    def update_peers(self, changes: Iterable[tuple[str, Mapping[str, Any] | None]]) -> None:
-        """Changed nodes (None: gone): who exists, at which endpoint, in which incarnation, and whether it is Ready.
+    def update_peers(self, changes: Iterable[tuple[str, bytes | None]]) -> None:
+        """Changed nodes, packed as the `nodes` stream has them (None: gone): who exists, at which endpoint, in which incarnation.
 
         A peer that is not Ready keeps its routes, as a kubelet that stops does not take flannel's entries with it, but the pipe
         to it is closed, so that nothing waits there for its next life.
         """
-        moved = False
-        for name, value in changes:
-            if name == self.me.name:
-                self._place = Place(name, zone_of(value or {}))
+        gone: list[PeerChange] = []
+        there: list[PeerChange] = []
+        for name, packed in changes:
+            known = self._peers.get(name)
+            if packed is not None and packed == known:
                 continue
-            known = self._peers.pop(name, None)
-            peer = None if value is None else Peer.of(value)
-            moved |= (known and known.address) != (peer and peer.address)
-            if known is not None and (peer is None or not peer.same_pipe(known)):
-                self._lose(known)
-            if peer is not None:
-                self._peers[name] = peer
-                self._reach(peer)
-        if moved:
-            self.cni.set_peers([peer.address for peer in self._peers.values()])
+            peer = None if packed is None else NodeRecord.read(packed)
+            if name == self.me.name:
+                self._place = Place(name, peer.zone if peer else "")
+                continue
+            if packed is not None and peer is None:
+                self.node.count(DropReason.BAD_MESSAGE)
+                continue
+            before = None if known is None else NodeRecord.read(known)
+            talked = before is not None and any(ip in self.underlay.incarnations for ip in before.ips)
+            if before is not None:
+                del self._peers[name]
+                gone += self._lose(name, before, peer)
+            if packed is not None and peer is not None:
+                self._peers[name] = packed
+                there += self._reach(name, peer, before)
+                if talked:  # flows that go on by themselves never ask
+                    for ip in peer.ips:
+                        self._introduce(ip)
+        if gone or there:
+            self.cni.update_peers([*gone, *there])  # in this order: a network may have moved from one to the other
         if self._faults:
             self._set_legs()
 
-    def _lose(self, peer: Peer) -> None:
-        for ip in peer.ips:
-            self.carrier.remove_peer(ip)
-            self.underlay.incarnations.pop(ip, None)
-            if ip not in self._node_network:
-                self.node.remove_route(_only(ip))
+    def _lose(self, name: str, before: NodeRecord, peer: NodeRecord | None) -> list[PeerChange]:
+        """Take back what does not hold any more of what was known of a peer."""
+        for ip in before.ips:
+            if peer is None or not same_pipe(peer, before):
+                self.carrier.remove_peer(ip)
+                self.underlay.incarnations.pop(ip, None)
+            if (peer is None or ip not in peer.ips) and self._names.get(ip) == name:
+                del self._names[ip]
+                if ip not in self._node_network:
+                    self.node.remove_route(_only(ip))
+        moved = peer is None or (peer.ips[0], peer.network, peer.length) != (before.ips[0], before.network, before.length)
+        return [PeerChange(before.network, before.length, None)] if moved else []
 
-    def _reach(self, peer: Peer) -> None:
+    def _reach(self, name: str, peer: NodeRecord, before: NodeRecord | None) -> list[PeerChange]:
+        """Know how to reach a peer; the carrier and the underlay hear of it with the first packet for it."""
         for ip in peer.ips:
+            self._names[ip] = name
+            if (before is None or ip not in before.ips) and ip not in self._node_network:
+                self.node.add_route(Route(_only(ip), "eth0"))
+        moved = before is None or (peer.ips[0], peer.network, peer.length) != (before.ips[0], before.network, before.length)
+        return [PeerChange(peer.network, peer.length, peer.ips[0])] if moved else []
+
+    def _introduce(self, ip: Ip) -> None:
+        """There is a first packet for an address, or another truth about one that there have been packets for."""
+        packed = self._peers.get(self._names.get(ip, ""))
+        peer = NodeRecord.read(packed) if packed is not None else None
+        if peer is not None:
             self.underlay.incarnations[ip] = peer.incarnation
             self.carrier.add_peer(ip, peer.endpoint)
-            if ip not in self._node_network:
-                self.node.add_route(Route(_only(ip), "eth0"))
 
     # ---- trouble on links -----------------------------------------------------------------------------------------------------------
 
@@ -137,9 +145,10 @@ class Machine:
     def _set_legs(self) -> None:
         """Tell the links to peers what is wrong with them; the wire is the bare carrier while nothing is."""
         legs: dict[Ip, Leg] = {}
-        for name, peer in self._peers.items() if self._faults else ():
-            trouble = between(self._faults, self._place, Place(name, peer.zone))
-            if not trouble.conditions.fair:
+        for name, packed in self._peers.items() if self._faults else ():
+            peer = NodeRecord.read(packed)
+            trouble = between(self._faults, self._place, Place(name, peer.zone if peer else ""))
+            if peer and not trouble.conditions.fair:
                 legs.update(dict.fromkeys(peer.ips, Leg(f"{self.me.name}->{name}", trouble)))
         self.carrier.set(legs, self.softnet.now)
         self.underlay.wire = self.carrier if legs else self._wire
@@ -176,11 +185,6 @@ class Machine:
     def expire(self) -> None:
         """Forget connections whose time is up."""
         self.node.netfilter.conntrack.expire(self.softnet.now)
-
-
-def zone_of(value: Mapping[str, Any]) -> str:
-    """The zone of a value of the `nodes` stream, "" if it has none."""
-    return str((value.get("labels") or {}).get(ZONE_LABEL, ""))
 
 
 def _only(ip: Ip) -> Network:

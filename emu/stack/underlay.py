@@ -7,6 +7,7 @@ those older than `MAX_AGE`, are dropped and counted: a restarted node never deli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from emu.errors import DropReason
@@ -33,6 +34,7 @@ class Wire(Protocol):
 class Underlay(Device):
     """The node's link to all other nodes. `incarnations` says which life of a peer its address means now.
 
+    It has the peers that were sent to; `introduce` is called with the address of another one before its first packet.
     `gateway` is the router to the outside, whose packets leave the emulation: they are counted and gone.
     """
 
@@ -44,11 +46,14 @@ class Underlay(Device):
         self.max_age = int(MAX_AGE * 1e6) if same_host else 1 << 63
         self.gateway: Ip | None = None
         self.incarnations: dict[Ip, int] = {}
+        self.introduce: Callable[[Ip], None] = lambda ip: None
         self._lone: tuple[Ip, bytes] | None = None  # the only message queued, while it is the only one
         self._pending: dict[Ip, list[bytes]] = {}
         self._pending_bytes = 0
 
     def resolve(self, ip: Ip) -> bool:
+        if ip not in self.incarnations:
+            self.introduce(ip)
         return True  # an absent node is silence, not an ARP failure: nodes are reached over a network, not a link
 
     def xmit(self, skb: Skb, next_hop: Ip) -> None:

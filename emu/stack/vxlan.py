@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from emu.errors import DropReason
@@ -79,8 +80,8 @@ class Vxlan(Device):
     def __init__(self, ns: NetNamespace, name: str, vni: int, local: Ip, mtu: int, mac: bytes) -> None:
         super().__init__(ns, name, mtu, mac)
         self.vni, self.local = vni, local
-        self.neighbours: dict[Ip, bytes] = {}
-        self.fdb: dict[bytes, Ip] = {}
+        self.neighbours: Mapping[Ip, bytes] = {}
+        self.fdb: Mapping[bytes, Ip] = {}
         self.ident = 0
         self._header = struct.pack("!II", FLAGS, vni << 8)
 

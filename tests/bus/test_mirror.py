@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from emu.bus.messages import DEL, NODES, SERVICES, SET, Update, pack, unpack
 from emu.bus.mirror import KEPT, Applied, Mirror
 from emu.bus.publisher import BATCH, Publisher
+from emu.bus.views import NodeRecord
 from emu.store.store import Store
 
 
@@ -284,13 +285,5 @@ def test_nodes_are_published_as_their_neighbours_need_them(store, publisher):
     )
     (one,) = publisher.flush()
     assert one.stream == NODES
-    assert unpack(one.changes[0][2]) == {
-        "name": "node-1",
-        "ip": "192.168.0.2",
-        "addresses": ["192.168.0.2"],
-        "pod_cidr": "10.244.1.0/24",
-        "endpoint": "ipc:///x",
-        "incarnation": 4,
-        "ready": True,
-        "labels": {"zone": "a"},
-    }
+    assert unpack(one.changes[0][2]) == [[b"\xc0\xa8\0\2"], b"\x0a\xf4\1\0", 24, "ipc:///x", 4, True, ""]
+    assert NodeRecord.read(one.changes[0][2]) == NodeRecord([b"\xc0\xa8\0\2"], b"\x0a\xf4\1\0", 24, "ipc:///x", 4, True, "")

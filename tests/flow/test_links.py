@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from emu.bus.messages import pack
+from emu.bus.views import NodeRecord
 from emu.errors import DropReason
 from emu.stack.namespace import NetNamespace
 from emu.stack.sockets import PingSocket, UdpSocket
@@ -113,7 +115,7 @@ def test_a_peer_that_comes_after_the_fault_is_in_trouble_too() -> None:
     machine.update_peers([("node-2", None)])
     pair.fabric.fault(link="node-1->node-2", delay="20ms")
     assert machine.underlay.wire is not machine.carrier
-    machine.update_peers([("node-2", pair.fabric.records[1])])
+    machine.update_peers([("node-2", pack(NodeRecord.of(pair.fabric.records[1])))])
     assert pair.ping() == pytest.approx(0.02, abs=2e-4)
 
 
@@ -122,7 +124,7 @@ def test_what_is_under_way_to_a_node_that_restarts_never_arrives() -> None:
     pair.fabric.fault(link="node-1->node-2", delay="1s")
     pair.socket.send_echo(address(pair.server), 1, b"x")
     pair.fabric.run()
-    pair.fabric.machines["node-1"].update_peers([("node-2", {**pair.fabric.records[1], "incarnation": 2})])
+    pair.fabric.machines["node-1"].update_peers([("node-2", pack(NodeRecord.of({**pair.fabric.records[1], "incarnation": 2})))])
     pair.fabric.advance(2.0)
     assert pair.fabric.machines["node-1"].node.drops == {DropReason.UNKNOWN_PEER: 1}
     assert pair.socket.receive() is None

@@ -12,12 +12,14 @@ import pytest
 from emu.bus.follower import Follower
 from emu.bus.memory import MemoryBus
 from emu.bus.messages import LINKS, NODES, SERVICES, SET, Update, node_stream, pack
+from emu.bus.views import NodeRecord
 from emu.model.cluster import ClusterSpec
 from emu.netfilter.text import save_text
 from emu.node.agent import Agent
 from emu.node.kernel import LeaderFollower
 from emu.node.main import make_machine
 from emu.overlay.memory import MemoryNetwork
+from emu.wire.addr import parse_ip
 from tests.kit.nodes import PATIENCE, deleted, pod
 from tests.kit.services import value
 
@@ -81,7 +83,7 @@ class Controller:
         if item is None:
             del self.tables[stream][key]
         self.sequences[stream] += 1
-        change = ("del", key, b"") if item is None else (SET, key, pack(item))
+        change = ("del", key, b"") if item is None else (SET, key, pack(NodeRecord.of(item) if stream == NODES else item))
         self.bus.publish(Update(stream, self.sequences[stream], 1, [change]))
 
     def said(self, kind: str) -> list[dict[str, Any]]:
@@ -186,6 +188,7 @@ def test_peers_come_move_and_go(controller: Controller) -> None:
     controller.synced()
     controller.publish(NODES, "node-2", NODE_2)
     controller.until(lambda: routes() == ["10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink"])
+    controller.machine.underlay.resolve(parse_ip("192.168.0.3"))
     assert list(controller.machine.underlay.incarnations.values()) == [5]
     controller.publish(NODES, "node-2", {**NODE_2, "incarnation": 6, "pod_cidr": "10.244.7.0/24"})
     controller.until(lambda: routes() == ["10.244.7.0/24 via 10.244.7.0 dev flannel.1 onlink"])

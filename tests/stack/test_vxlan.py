@@ -153,7 +153,7 @@ def test_a_frame_too_short_for_its_headers_is_counted(world: World, size: int) -
 
 def test_a_neighbour_that_flanneld_never_wrote_is_dropped_not_asked_for(world: World) -> None:
     node = world.fabric.machines["node-1"].node
-    node.devices["flannel.1"].neighbours.clear()
+    node.devices["flannel.1"].neighbours = {}
     talk(world, "udp")
     assert node.drops[DropReason.UNKNOWN_PEER] == 3
     assert not node.neighbours.incomplete
