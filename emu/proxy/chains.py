@@ -70,6 +70,9 @@ class PortRules:
     size: int  # rules in `chains`
 
 
+NO_RULES = PortRules((), (), (), (), (), (), {}, 0)
+
+
 class LateChain(Chain):
     """A chain whose `length` rules are written when somebody first walks or prints it.
 
@@ -111,7 +114,23 @@ def port_rules(port: ServicePortInfo, choice: Choice, around: Circumstances) -> 
 
 
 class _Writer:
-    """Holds what the rules of one service port share while they are written: names, matches, verdicts."""
+    """Holds what the rules of one service port share while they are written: names, matches, verdicts. Late chains keep it."""
+
+    __slots__ = (
+        "around",
+        "choice",
+        "ext",
+        "fw",
+        "has_firewall",
+        "label",
+        "plain_comment",
+        "port",
+        "protocol",
+        "reject",
+        "sep",
+        "svc",
+        "svl",
+    )
 
     def __init__(self, port: ServicePortInfo, choice: Choice, around: Circumstances) -> None:
         self.port, self.choice, self.around = port, choice, around
@@ -248,13 +267,14 @@ class _Writer:
 
     def balancing_chain(self, name: str, endpoints: tuple[EndpointInfo, ...], *, internal: bool) -> Chain:
         """KUBE-SVC and KUBE-SVL: what comes from no pod is marked, then the endpoints share the rest."""
-        first = tuple(self.cluster_ip_masquerade()) if internal else ()
-        return LateChain(name, len(first) + len(endpoints), self.balancing_rules, (first, endpoints))
+        first = internal and (self.around.masquerade_all or self.around.detector is not None)
+        return LateChain(name, first + len(endpoints), self.balancing_rules, (first, endpoints))
 
-    def balancing_rules(self, subject: tuple[tuple[Rule, ...], tuple[EndpointInfo, ...]]) -> Iterable[Rule]:
+    def balancing_rules(self, subject: tuple[bool, tuple[EndpointInfo, ...]]) -> Iterable[Rule]:
         """The i-th of n rules takes 1/(n-i) of what is left, so each endpoint gets 1/n of all."""
         first, endpoints = subject
-        yield from first
+        if first:
+            yield from self.cluster_ip_masquerade()
         last = len(endpoints) - 1
         for i, endpoint in enumerate(endpoints):
             matches: tuple[Match, ...] = () if self.around.large_cluster else (self.comment(f"-> {endpoint.text}"),)

@@ -28,10 +28,14 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What `ServiceChanges.apply` did. `udp_endpoints` says whether endpoints of a UDP port changed (stale conntrack entries)."""
+    """What `ServiceChanges.apply` did: the service ports that came, went or changed.
+
+    `udp_endpoints` says whether endpoints of a UDP port changed (stale conntrack entries).
+    """
 
     services: int
     udp_endpoints: bool
+    ports: frozenset[ServicePortName]
 
 
 class ServiceChanges:
@@ -70,8 +74,10 @@ class ServiceChanges:
         """Move all pending changes into `ports`; unchanged ports stay the same objects."""
         changes, self._pending = self._pending, {}
         udp = False
+        moved: set[ServicePortName] = set()
         for key, change in changes.items():
             udp = udp or _endpoints(change.previous, UDP) != _endpoints(change.current, UDP)
+            moved.update(port.name for port in (*change.previous, *change.current))
             for port in change.previous:
                 del self.ports[port.name]
             self.ports.update((port.name, port) for port in change.current)
@@ -79,7 +85,7 @@ class ServiceChanges:
                 self._applied[key] = change.current
             else:
                 self._applied.pop(key, None)
-        return Applied(len(changes), udp)
+        return Applied(len(changes), udp, frozenset(moved))
 
     def check(self) -> None:
         """Assert that `ports` is just what is applied."""

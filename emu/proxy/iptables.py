@@ -9,7 +9,8 @@ Spec: kubernetes `pkg/proxy/iptables/proxier.go` (v1.35).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain as flatten
 from operator import attrgetter
@@ -34,7 +35,8 @@ from emu.netfilter.ruleset import (
     Table,
 )
 from emu.proxy import names
-from emu.proxy.chains import DESTINATION_IS_NODE, Circumstances, PortRules, host, port_rules
+from emu.proxy.chainbook import Draft
+from emu.proxy.chains import DESTINATION_IS_NODE, NO_RULES, Circumstances, PortRules, host, port_rules
 from emu.proxy.config import LOOPBACK_NETWORK, ProxyConfig
 from emu.proxy.detector import NodeView, detector
 from emu.proxy.endpoints import Place, choose
@@ -92,47 +94,89 @@ def build(ports: Mapping[ServicePortName, ServicePortInfo], config: ProxyConfig,
     return IptablesBuilder(config, node, family).build(ports)
 
 
+LINES = ("nat_services", "nat_node_ports", "filter_services", "filter_external", "filter_node_ports", "filter_firewall")
+"""What service ports add to chains that all share, as `PortRules` calls it."""
+
+
 class IptablesBuilder:
     """Builds one rule set after the other, sharing every chain that did not change. One node view for life.
 
-    `rules` is the number of rules of the last one, by table.
+    `rules` is the number of rules of the last one, by table, `endpoints` that of the service ports' endpoints.
     """
 
     def __init__(self, config: ProxyConfig, node: NodeView, family: int = 4) -> None:
         self._config, self._node, self._family = config, node, family
         self._place = Place(node.name, node.zone)
         self._kept: dict[ServicePortName, _Kept] = {}
+        self._names: list[ServicePortName] = []  # sorted, as are
+        self._rules: list[PortRules] = []  # their rules
+        self._lines: dict[str, tuple[Rule, ...]] = {}
+        self._draft = Draft()
+        skip = () if self._localhost_node_ports else (_TO_LOCALNET_FIREWALL,)
+        self._built_in: dict[str, dict[str, Chain]] = {}
+        for table, chain, rules in BUILT_IN:
+            made = Chain(chain, tuple(rule for rule in rules if rule not in skip), Verdict.ACCEPT)
+            self._built_in.setdefault(table, {})[chain] = made
+        self._around = {large: self._circumstances(large=large) for large in (False, True)}
+        self._forwarding, self._postrouting, self._node_port_end = self._forward(), self._masquerade(), self._to_node_ports()
         self._chains: dict[tuple[str, str], Chain] = {}
         self._tables: dict[str, Table] = {}
+        self._own_rules = self.endpoints = 0
         self.rules: dict[str, int] = {}
 
-    def build(self, ports: Mapping[ServicePortName, ServicePortInfo]) -> RuleSet:
-        """The rule set for `ports`; service ports appear in the order of their names."""
-        rules, changed = self._rules_of(ports)
+    def build(self, ports: Mapping[ServicePortName, ServicePortInfo], changed: Iterable[ServicePortName] | None = None) -> RuleSet:
+        """The rule set for `ports`; service ports appear in the order of their names.
+
+        `changed` names those that came, went or are other objects than at the last call; None: look at all of them.
+        """
+        touched = self._update(ports, self._different(ports) if changed is None else changed)
         tables = {
             "mangle": self._table("mangle", {names.KUBE_PROXY_CANARY: ()}),
-            "filter": self._table("filter", self._filter_chains(rules)),
-            "nat": self._table("nat", self._nat_chains(rules), rules if changed else None),
+            "filter": self._table("filter", self._filter_chains()),
+            "nat": self._table("nat", self._nat_chains(), own=touched),
         }
-        if changed or not self.rules:
+        if touched or not self.rules:
             self.rules = {name: self._fixed_rules(name) for name in tables}
-            self.rules["nat"] += sum(port.size for port in rules)
+            self.rules["nat"] += self._own_rules
         return RuleSet(MappingProxyType(tables))
 
-    def _rules_of(self, ports: Mapping[ServicePortName, ServicePortInfo]) -> tuple[list[PortRules], bool]:
-        """The rules of every port, written anew only for ports that are new objects, and whether any port came, changed or went.
+    def _different(self, ports: Mapping[ServicePortName, ServicePortInfo]) -> list[ServicePortName]:
+        gone = [name for name in self._kept if name not in ports]
+        return [*gone, *(name for name, port in ports.items() if (kept := self._kept.get(name)) is None or kept.port is not port)]
+
+    def _update(self, ports: Mapping[ServicePortName, ServicePortInfo], changed: Iterable[ServicePortName]) -> bool:
+        """Bring the kept rules up to `ports`; whether any service port came, changed or went.
 
         Crossing the large-cluster threshold rewrites nothing: old chains keep their comments until their port changes.
         """
-        around = self._circumstances(large=sum(len(port.endpoints) for port in ports.values()) > LARGE_CLUSTER_ENDPOINTS)
-        old, self._kept = self._kept, {}
-        changed = len(old) != len(ports)
-        for name in sorted(ports):
-            port, kept = ports[name], old.get(name)
-            if kept is None or kept.port is not port:
-                kept, changed = _Kept(port, port_rules(port, choose(port, self._place), around)), True
-            self._kept[name] = kept
-        return [kept.rules for kept in self._kept.values()], changed
+        moved = [(name, self._kept.get(name), ports.get(name)) for name in sorted(changed)]
+        for _, kept, port in moved:
+            self.endpoints += (len(port.endpoints) if port else 0) - (len(kept.port.endpoints) if kept else 0)
+        around = self._around[self.endpoints > LARGE_CLUSTER_ENDPOINTS]
+        stale = set(LINES) if not self._lines else set()
+        for name, kept, port in moved:
+            old = kept.rules if kept else NO_RULES
+            new = port_rules(port, choose(port, self._place), around) if port else NO_RULES
+            stale.update(field for field in LINES if getattr(old, field) != getattr(new, field))
+            self._own_rules += new.size - old.size
+            self._draft.change(old.chains, new.chains)
+            self._keep(name, port, new)
+        for field in stale:
+            self._lines[field] = tuple(flatten.from_iterable(map(attrgetter(field), self._rules)))
+        return bool(moved)
+
+    def _keep(self, name: ServicePortName, port: ServicePortInfo | None, rules: PortRules) -> None:
+        at = bisect_left(self._names, name)
+        if port is None:
+            if self._kept.pop(name, None) is not None:
+                del self._names[at], self._rules[at]
+            return
+        if name in self._kept:
+            self._rules[at] = rules
+        else:
+            self._names.insert(at, name)
+            self._rules.insert(at, rules)
+        self._kept[name] = _Kept(port, rules)
 
     def _circumstances(self, *, large: bool) -> Circumstances:
         return Circumstances(
@@ -145,35 +189,30 @@ class IptablesBuilder:
 
     # ---- one table
 
-    def _table(self, table: str, fixed: Mapping[str, tuple[Rule, ...]], own: Iterable[PortRules] | None = None) -> Table:
+    def _table(self, table: str, fixed: Mapping[str, tuple[Rule, ...]], *, own: bool = False) -> Table:
         """Built-in chains, then the fixed KUBE chains, then those of the service ports; the old Table if all is as it was.
 
-        `own` is None for a table without chains of service ports, and if these are what they were.
+        `own`: there are service ports' chains in it, and they have changed.
         """
-        skip = () if self._localhost_node_ports else (_TO_LOCALNET_FIREWALL,)
-        chains = {
-            name: self._chain(table, name, tuple(rule for rule in rules if rule not in skip), Verdict.ACCEPT)
-            for where, name, rules in BUILT_IN
-            if where == table
-        }
-        chains.update((name, self._chain(table, name, rules, None)) for name, rules in fixed.items())
+        chains = dict(self._built_in[table])
+        chains.update((name, self._chain(table, name, rules)) for name, rules in fixed.items())
         old = self._tables.get(table)
-        if old is not None and own is None and all(old.chains[name] is chain for name, chain in chains.items()):
+        if old is not None and not own and all(old.chains[name] is chain for name, chain in chains.items()):
             return old
-        for port in own or ():
-            chains.update(port.chains)
-        self._tables[table] = Table(table, MappingProxyType(chains))
+        book = self._draft.book(chains, self._rules) if own else MappingProxyType(chains)
+        self._tables[table] = Table(table, book)
         return self._tables[table]
 
-    def _chain(self, table: str, name: str, rules: tuple[Rule, ...], policy: Verdict | None) -> Chain:
+    def _chain(self, table: str, name: str, rules: tuple[Rule, ...]) -> Chain:
         """The chain kept from the last build if it says the same, else a new one."""
         kept = self._chains.get((table, name))
-        if kept is None or kept.rules != rules:
-            kept = self._chains[table, name] = Chain(name, rules, policy)
+        if kept is None or (kept.rules is not rules and kept.rules != rules):
+            kept = self._chains[table, name] = Chain(name, rules)
         return kept
 
     def _fixed_rules(self, table: str) -> int:
-        return sum(len(chain.rules) for (where, _), chain in self._chains.items() if where == table)
+        chains = [*self._built_in[table].values(), *(chain for (where, _), chain in self._chains.items() if where == table)]
+        return sum(len(chain.rules) for chain in chains)
 
     @property
     def _localhost_node_ports(self) -> bool:
@@ -181,13 +220,13 @@ class IptablesBuilder:
 
     # ---- filter
 
-    def _filter_chains(self, rules: list[PortRules]) -> dict[str, tuple[Rule, ...]]:
+    def _filter_chains(self) -> dict[str, tuple[Rule, ...]]:
         chains = {
-            names.KUBE_SERVICES: _collect(rules, attrgetter("filter_services")),
-            names.KUBE_EXTERNAL_SERVICES: _collect(rules, attrgetter("filter_external")),
-            names.KUBE_FORWARD: self._forward(),
-            names.KUBE_NODEPORTS: _collect(rules, attrgetter("filter_node_ports")),
-            names.KUBE_PROXY_FIREWALL: _collect(rules, attrgetter("filter_firewall")),
+            names.KUBE_SERVICES: self._lines["filter_services"],
+            names.KUBE_EXTERNAL_SERVICES: self._lines["filter_external"],
+            names.KUBE_FORWARD: self._forwarding,
+            names.KUBE_NODEPORTS: self._lines["filter_node_ports"],
+            names.KUBE_PROXY_FIREWALL: self._lines["filter_firewall"],
             names.KUBE_PROXY_CANARY: (),
         }
         if self._localhost_node_ports:
@@ -206,19 +245,23 @@ class IptablesBuilder:
 
     # ---- nat
 
-    def _nat_chains(self, rules: list[PortRules]) -> dict[str, tuple[Rule, ...]]:
+    def _nat_chains(self) -> dict[str, tuple[Rule, ...]]:
         mark = self._config.iptables.masquerade_mark
         return {
-            names.KUBE_SERVICES: (*_collect(rules, attrgetter("nat_services")), *self._to_node_ports()),
-            names.KUBE_NODEPORTS: _collect(rules, attrgetter("nat_node_ports")),
-            names.KUBE_POSTROUTING: (
-                Rule((Mark(mark, mark, invert=True),), Return()),
-                Rule((), SetMark(mark, 0, "--xor-mark")),  # unmark: a packet that is encapsulated passes here twice
-                Rule((Comment("kubernetes service traffic requiring SNAT"),), Masquerade(random_fully=True)),
-            ),
+            names.KUBE_SERVICES: (*self._lines["nat_services"], *self._node_port_end),
+            names.KUBE_NODEPORTS: self._lines["nat_node_ports"],
+            names.KUBE_POSTROUTING: self._postrouting,
             names.KUBE_MARK_MASQ: (Rule((), SetMark(mark, mark, "--or-mark")),),
             names.KUBE_PROXY_CANARY: (),
         }
+
+    def _masquerade(self) -> tuple[Rule, ...]:
+        mark = self._config.iptables.masquerade_mark
+        return (
+            Rule((Mark(mark, mark, invert=True),), Return()),
+            Rule((), SetMark(mark, 0, "--xor-mark")),  # unmark: a packet that is encapsulated passes here twice
+            Rule((Comment("kubernetes service traffic requiring SNAT"),), Masquerade(random_fully=True)),
+        )
 
     def _to_node_ports(self) -> tuple[Rule, ...]:
         """The end of KUBE-SERVICES: node ports on every local address, or on those of `nodePortAddresses`."""
@@ -244,7 +287,3 @@ def _block_localnet() -> Rule:
         ),
         Drop(),
     )
-
-
-def _collect(rules: Iterable[PortRules], which: Callable[[PortRules], tuple[Rule, ...]]) -> tuple[Rule, ...]:
-    return tuple(flatten.from_iterable(map(which, rules)))

@@ -24,8 +24,10 @@ class StaleUdp:
         self._by_address: dict[SockAddr, frozenset[SockAddr]] = {}
         self._by_node_port: dict[int, frozenset[SockAddr]] = {}
         for port in ports:
+            if port.protocol != UDP:
+                continue
             serving = frozenset(endpoint.to for endpoint in port.endpoints if endpoint.serving)
-            if port.protocol != UDP or not serving:
+            if not serving:
                 continue
             for ip in (port.cluster_ip, *port.external_ips, *port.load_balancer_ips):
                 self._by_address[SockAddr(ip, port.port)] = serving

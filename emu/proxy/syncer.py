@@ -21,6 +21,7 @@ from emu.proxy.changes import ServiceChanges, Value
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.iptables import IptablesBuilder
+from emu.proxy.names import ServicePortName
 from emu.proxy.schedule import SyncSchedule
 from emu.proxy.stale import StaleUdp
 
@@ -62,7 +63,7 @@ class Proxy:
         self._schedule = SyncSchedule(config.iptables.min_sync_period)
         self._builder: IptablesBuilder | None = None  # None: the next sync is a full one
         self._listed = False
-        self._warned: set[str] = set()
+        self._warned: set[ServicePortName] = set()
         self._stats = ProxyStats()
 
     @property
@@ -114,11 +115,11 @@ class Proxy:
         if self._builder is None:
             self._builder = IptablesBuilder(self._config, self._node, self._family)
         applied = self._changes.apply()
-        ruleset = self._builder.build(self._changes.ports)
+        ruleset = self._builder.build(self._changes.ports, None if full else applied.ports)
         self._schedule.ran(now)
-        self._count(self._builder.rules, now, full=full, changed=applied.services)
+        self._count(self._builder, now, full=full, changed=applied.services)
         stale = StaleUdp(self._changes.ports.values()) if applied.udp_endpoints else None
-        return SyncResult(ruleset, stale, full, applied.services, self._warnings())
+        return SyncResult(ruleset, stale, full, applied.services, self._warnings(applied.ports))
 
     def on_swapped(self, seconds: float) -> None:
         """The rule set of the last sync is in force; building and swapping took this long by the caller's clock."""
@@ -127,7 +128,7 @@ class Proxy:
     def stats(self) -> ProxyStats:
         return self._stats
 
-    def _count(self, rules: Mapping[str, int], now: float, *, full: bool, changed: int) -> None:
+    def _count(self, builder: IptablesBuilder, now: float, *, full: bool, changed: int) -> None:
         ports, old = self._changes.ports, self._stats
         self._stats = replace(
             old,
@@ -135,14 +136,15 @@ class Proxy:
             full_syncs=old.full_syncs + full,
             services_changed=old.services_changed + changed,
             service_ports=len(ports),
-            endpoints=sum(len(port.endpoints) for port in ports.values()),
-            rules=rules,
+            endpoints=builder.endpoints,
+            rules=builder.rules,
             last_sync=now,
         )
 
-    def _warnings(self) -> tuple[str, ...]:
+    def _warnings(self, changed: Iterable[ServicePortName]) -> tuple[str, ...]:
         """Session affinity needs xt_recent, which the rule sets do not have yet: said once for each service port."""
-        wanted = {str(port.name) for port in self._changes.ports.values() if port.affinity_seconds}
-        new = sorted(wanted - self._warned)
-        self._warned = wanted
+        ports = self._changes.ports
+        wanted = {name for name in changed if name in ports and ports[name].affinity_seconds}
+        new = sorted(map(str, wanted - self._warned))
+        self._warned = (self._warned - set(changed)) | wanted
         return tuple(f"{name}: sessionAffinity ClientIP is not emulated yet; each connection picks any endpoint" for name in new)
