@@ -25,6 +25,7 @@ from benchmarks import wires
 from benchmarks.harness import CPUS, Child, Result, Round, answer, commands, environment, in_turn, percentiles, report, tell
 from emu.netfilter.conntrack import Conntrack
 from emu.netfilter.hooks import Hook
+from emu.netfilter.memory import Memory
 from emu.netfilter.netfilter import Netfilter
 from emu.netfilter.reader import read_rules
 from emu.netfilter.ruleset import RuleSet
@@ -51,9 +52,16 @@ class Around:
 
     def __init__(self) -> None:
         self.random: Callable[[], float] = Random(1).random
+        self.memory = Memory()
 
     def is_local(self, ip: Ip) -> bool:
         return ip[0] == 127
+
+    def is_local_on(self, ip: Ip, device: str) -> bool:
+        return device == "lo" and ip[0] == 127
+
+    def is_broadcast(self, ip: Ip) -> bool:
+        return False
 
     def masquerade_address(self, oif: str, dst: Ip) -> Ip | None:
         return None

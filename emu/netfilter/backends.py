@@ -87,6 +87,7 @@ class _Dice:
 
     def __init__(self, around: Surroundings, script: tuple[bool, ...]) -> None:
         self._around, self._script = around, script
+        self.memory = around.memory.trial()
         self.fallen: list[bool] = []
         self.probabilities: list[float] = []
         self.either: list[bool] = []
@@ -106,6 +107,12 @@ class _Dice:
 
     def is_local(self, ip: Ip) -> bool:
         return self._around.is_local(ip)
+
+    def is_local_on(self, ip: Ip, device: str) -> bool:
+        return self._around.is_local_on(ip, device)
+
+    def is_broadcast(self, ip: Ip) -> bool:
+        return self._around.is_broadcast(ip)
 
     def masquerade_address(self, oif: str, dst: Ip) -> Ip | None:
         return self._around.masquerade_address(oif, dst)

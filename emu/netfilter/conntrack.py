@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from emu.netfilter.conn import ASSURED, CONFIRMED, DYING, NAT_MASK, SEEN_REPLY, Conn, CtState, Status, conn_line, invert, make_key
-from emu.netfilter.skb import ICMP, ICMP_ERRORS, PORT_PROTOCOLS, SCTP, TCP, UDP, Skb
+from emu.netfilter.skb import ICMP, ICMP_ERRORS, ICMPV6, PORT_PROTOCOLS, SCTP, TCP, UDP, Skb
 from emu.netfilter.tcp_states import IGNORE, INVALID, Segment, TcpState, next_state, segment_of
 
-_ECHO_REQUEST = 8
+_ECHO_REQUESTS = {ICMP: 8, ICMPV6: 128}
 _UDP_STREAM_AGE = 2.0  # nf_conntrack_udp_packet: an answered flow older than this is a stream
 _MIN_PROBES = 8  # NF_CT_EVICTION_RANGE: how many entries early drop looks at
 
@@ -88,10 +88,10 @@ class Conntrack:
 
         A packet that already has a connection (an error that the stack made about another packet) is left alone.
         """
-        if skb.ct is not None:
+        if skb.ct is not None or skb.ct_state is CtState.UNTRACKED:
             return True
         buf, l4 = skb.buf, skb.l4
-        if buf[6] & 0x3F or buf[7]:
+        if (buf[6] & 0x3F or buf[7]) if buf[0] >> 4 == 4 else skb.fragment:
             return self._invalid(skb)
         if skb.proto == ICMP and buf[l4] in ICMP_ERRORS:
             return self._icmp_error(skb, now)
@@ -119,7 +119,7 @@ class Conntrack:
     def _new(self, skb: Skb, now: float) -> bool:
         """init_conntrack: a packet of no known connection begins one, unless its protocol says that it cannot."""
         proto = skb.proto
-        if proto == ICMP and skb.buf[skb.l4] != _ECHO_REQUEST:
+        if proto in _ECHO_REQUESTS and skb.buf[skb.l4] != _ECHO_REQUESTS[proto]:
             return self._invalid(skb)
         state = TcpState.NONE
         if proto == TCP:
@@ -251,7 +251,7 @@ class Conntrack:
             return seconds if answered or conn.state is not TcpState.ESTABLISHED else min(seconds, table.tcp_unacknowledged)
         if conn.proto == UDP:
             return table.udp_stream if answered and now >= conn.stream_after else table.udp
-        if conn.proto == ICMP:
+        if conn.proto in _ECHO_REQUESTS:
             return table.icmp
         if conn.proto == SCTP:
             return table.sctp_established if answered else table.sctp

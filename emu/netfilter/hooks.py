@@ -15,10 +15,13 @@ Priorities are Linux's (`enum nf_ip_hook_priorities`): lower runs first.
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from emu.netfilter.skb import Skb
 from emu.wire.addr import Ip
+
+if TYPE_CHECKING:
+    from emu.netfilter.memory import Memory
 
 
 class Hook(IntEnum):
@@ -42,8 +45,16 @@ class Verdict(Enum):
 class Surroundings(Protocol):
     """What rules may ask of the namespace they stand in; the stack's NetNamespace is one."""
 
+    memory: Memory
+
     def is_local(self, ip: Ip) -> bool:
         """Is this an address of the namespace itself (addrtype LOCAL, 127.0.0.0/8 included)?"""
+
+    def is_local_on(self, ip: Ip, device: str) -> bool:
+        """Is it an address of this very device?"""
+
+    def is_broadcast(self, ip: Ip) -> bool:
+        """Is it the broadcast address of a network that a device is in?"""
 
     def masquerade_address(self, oif: str, dst: Ip) -> Ip | None:
         """The address MASQUERADE takes for a packet leaving by `oif` towards `dst`; None if the device has none."""

@@ -7,11 +7,11 @@ Semantics: iptables-extensions(8). A rule set is of one address family; so are t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, assert_never
 
 from emu.errors import ConfigError
-from emu.netfilter.conn import DST_NAT, SRC_NAT, CtState
+from emu.netfilter.extensions import address_test, state_test, test_of_extension
+from emu.netfilter.headers import Test, header_test
 from emu.netfilter.hooks import Surroundings
 from emu.netfilter.ruleset import (
     AddressType,
@@ -19,6 +19,9 @@ from emu.netfilter.ruleset import (
     ConntrackState,
     Destination,
     DestinationPort,
+    Extension,
+    Fragment,
+    HeaderOption,
     InInterface,
     Mark,
     Match,
@@ -31,8 +34,6 @@ from emu.netfilter.ruleset import (
 )
 from emu.netfilter.skb import Skb
 from emu.wire.addr import Network
-
-Test = Callable[[Skb, Surroundings], bool]
 
 SRC, DST, PROTO, DPORT = 1, 2, 4, 8
 """What a key may hold, in this order; a kind of key is a sum of these. A port comes with its protocol."""
@@ -74,7 +75,7 @@ class Step:
     def tests(self) -> tuple[Test, ...]:
         tests = self._tests
         if tests is None:
-            rest = sorted(self._rest, key=lambda match: isinstance(match, Statistic))  # dice are thrown only if all else matches
+            rest = sorted(self._rest, key=_remembers)  # what changes with asking is asked only if all else matches
             tests = self._tests = tuple(test for match in rest if (test := test_of(match)) is not None)
         return tests
 
@@ -115,11 +116,13 @@ def _compile(matches: tuple[Match, ...]) -> Step:
             break
     if len(rest) > 1 and sum(type(match) is Statistic for match in rest) > 1:
         raise ConfigError("a rule with two statistic matches is not supported")
-    for match in rest:  # now, and not when a packet comes by
-        if type(match) is AddressType and match.kind != "LOCAL":
-            raise ConfigError(f"addrtype {match.kind} is not supported, only LOCAL")
     kind_of_key = (SRC if src else 0) + (DST if dst else 0) + (PROTO if proto else 0) + (DPORT if dport else 0)
     return Step(kind_of_key, src + dst + proto + dport, rest)
+
+
+def _remembers(match: Match) -> bool:
+    """Does it throw dice? Of the others that remember something, the rule's own order decides, as in Linux."""
+    return isinstance(match, Statistic)
 
 
 def _single(match: Match) -> bool:
@@ -151,13 +154,19 @@ def test_of(match: Match) -> Test | None:
         case SourcePort(proto, first, last, invert):
             return lambda skb, around: skb.proto == proto and (first <= skb.sport <= last) is not invert
         case ConntrackState(states, invert):
-            return _conntrack_state(states, invert)
+            return state_test(states, invert=invert)
         case Mark(value, mask, invert):
             return lambda skb, around: (skb.mark & mask == value) is not invert
         case AddressType(side, kind, invert):
-            return _address_type(side, kind, invert)
+            return address_test(side, frozenset((kind,)), invert=invert)
         case Statistic(probability):
             return _statistic(probability)
+        case Fragment(invert):
+            return lambda skb, around: skb.fragment is not invert
+        case HeaderOption():
+            return header_test(match)
+        case Extension():
+            return test_of_extension(match)
         case _:
             assert_never(match)
 
@@ -181,26 +190,6 @@ def _interface(side: str, name: str, invert: bool) -> Test:
         prefix = name[:-1]
         return lambda skb, around: getattr(skb, side).startswith(prefix) is not invert
     return lambda skb, around: (getattr(skb, side) == name) is not invert
-
-
-def _conntrack_state(states: tuple[str, ...], invert: bool) -> Test:
-    """SNAT and DNAT are properties of the connection and join whatever state the packet has."""
-    plain = frozenset(CtState(name) for name in states if name not in ("SNAT", "DNAT"))
-    bits = (SRC_NAT if "SNAT" in states else 0) | (DST_NAT if "DNAT" in states else 0)
-
-    def test(skb: Skb, around: Surroundings) -> bool:
-        ct = skb.ct
-        state = skb.ct_state if ct is not None or skb.ct_state is CtState.UNTRACKED else CtState.INVALID
-        return (state in plain or (ct is not None and ct.status & bits != 0)) is not invert
-
-    return test
-
-
-def _address_type(side: str, kind: str, invert: bool) -> Test:
-    assert kind == "LOCAL", kind
-    if side == "src":
-        return lambda skb, around: around.is_local(skb.src) is not invert
-    return lambda skb, around: around.is_local(skb.dst) is not invert
 
 
 def threshold(probability: float) -> float:

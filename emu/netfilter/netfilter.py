@@ -1,15 +1,17 @@
 """Netfilter of one namespace: at each hook, conntrack, the tables and NAT in the order of Linux's priorities.
 
     priority     PREROUTING  INPUT      FORWARD  OUTPUT     POSTROUTING
+    -300         raw                             raw
     -200         conntrack                       conntrack
     -150         mangle      mangle     mangle   mangle     mangle
     -100         nat (dst)                       nat (dst)
        0                     filter     filter   filter
+      50                     security   security security
      100                     nat (src)                      nat (src)
      last                    confirm                        confirm
 
 Decides that order, and what a table's outcome means for the packet. As Linux registers its hooks on demand, an empty rule set
-leaves the namespace without conntrack and NAT. The `raw` and `security` tables are not there yet: a rule set with one is refused.
+leaves the namespace without conntrack and NAT.
 """
 
 from __future__ import annotations
@@ -21,31 +23,53 @@ from emu.errors import ConfigError, DropReason
 from emu.netfilter.conn import Conn, CtState
 from emu.netfilter.conntrack import Conntrack
 from emu.netfilter.hooks import Hook, Surroundings, Verdict
-from emu.netfilter.nat import bind_destination, bind_source, needs_binding, translate, translate_error
-from emu.netfilter.ruleset import EMPTY, Accept, Dnat, Drop, Masquerade, Reject, RuleSet, Snat
+from emu.netfilter.nat import (
+    DST_HOOKS,
+    NatRange,
+    bind_destination,
+    bind_source,
+    conn_destination,
+    conn_source,
+    mapped,
+    needs_binding,
+    translate,
+    translate_error,
+)
+from emu.netfilter.ruleset import EMPTY, Accept, Dnat, Drop, Masquerade, Netmap, Redirect, Reject, RuleSet, Snat, Spread, Table
 from emu.netfilter.skb import ICMP, ICMP_ERRORS, Skb
 from emu.netfilter.walk import Outcome, walk
-from emu.wire.addr import SockAddr
+from emu.wire.addr import Ip, SockAddr
 
-PRI_CONNTRACK, PRI_MANGLE, PRI_NAT_DST, PRI_FILTER, PRI_NAT_SRC, PRI_LAST = -200, -150, -100, 0, 100, 2**31 - 1
+PRI_RAW, PRI_CONNTRACK, PRI_MANGLE, PRI_NAT_DST, PRI_FILTER, PRI_SECURITY, PRI_NAT_SRC = -300, -200, -150, -100, 0, 50, 100
+PRI_LAST = 2**31 - 1
 
 STATIONS: tuple[tuple[int, str, tuple[Hook, ...]], ...] = (
+    (PRI_RAW, "raw", (Hook.PREROUTING, Hook.OUTPUT)),  # before conntrack, which it may forbid to look (NOTRACK)
     (PRI_CONNTRACK, "conntrack", (Hook.PREROUTING, Hook.OUTPUT)),  # whoever asks for a state or an address must find it known
     (PRI_MANGLE, "mangle", tuple(Hook)),
     (PRI_NAT_DST, "nat", (Hook.PREROUTING, Hook.OUTPUT)),  # the destination decides the route, so before routing
     (PRI_FILTER, "filter", (Hook.INPUT, Hook.FORWARD, Hook.OUTPUT)),
+    (PRI_SECURITY, "security", (Hook.INPUT, Hook.FORWARD, Hook.OUTPUT)),
     (PRI_NAT_SRC, "nat", (Hook.POSTROUTING, Hook.INPUT)),  # the source depends on the outgoing device
     (PRI_LAST, "confirm", (Hook.POSTROUTING, Hook.INPUT)),  # only what really left or arrived is a connection
 )
 """`enum nf_ip_hook_priorities`, and where each is registered."""
 
-TABLES = ("mangle", "nat", "filter")
+TABLES = ("raw", "mangle", "nat", "filter", "security")
+
+LOOPBACK_OF = {4: bytes((127, 0, 0, 1)), 16: bytes(15) + b"\x01"}
+"""Where REDIRECT leads what the namespace itself sends."""
 
 Station = Callable[[Hook, Skb, float], Verdict]
 
 
 class Netfilter:
-    """The hooks of one namespace. `drop_reason` tells why the latest DROP was one; `active` is False while there is nothing to do."""
+    """The hooks of one namespace. `drop_reason` tells why the latest DROP was one; `active` is False while there is nothing to do.
+
+    `walk` takes a packet through a table's built-in chain; who explains rules brings another that tells more.
+    """
+
+    walk: staticmethod[[Table, str, Skb, Surroundings], Outcome] = staticmethod(walk)
 
     def __init__(self, surroundings: Surroundings, conntrack: Conntrack | None = None) -> None:
         self.around = surroundings
@@ -62,7 +86,7 @@ class Netfilter:
             raise ConfigError(f"table {unknown[0]} is not supported, only {', '.join(TABLES)}")
         self.ruleset = ruleset
         self.active = bool(ruleset.tables)
-        tables: dict[str, Station] = {"mangle": self._filter_of("mangle"), "nat": self._nat, "filter": self._filter_of("filter")}
+        tables: dict[str, Station] = {name: self._nat if name == "nat" else self._filter_of(name) for name in TABLES}
         stations = {name: station for name, station in tables.items() if name in ruleset.tables}
         if stations:
             stations |= {"conntrack": self._conntrack, "confirm": self._confirm}
@@ -71,6 +95,7 @@ class Netfilter:
 
     def run(self, hook: Hook, skb: Skb, now: float) -> Verdict:
         """Take a packet through a hook; NAT rewrites it in place, REJECT leaves `skb.reject_with`."""
+        self.around.memory.now = now
         for station in self._plan[hook]:
             verdict = station(hook, skb, now)
             if verdict is not Verdict.ACCEPT:
@@ -90,7 +115,7 @@ class Netfilter:
 
     def _filter_of(self, name: str) -> Station:
         def station(hook: Hook, skb: Skb, now: float) -> Verdict:
-            return self._verdict(walk(self.ruleset.tables[name], hook.name, skb, self.around), skb, name)
+            return self._verdict(self.walk(self.ruleset.tables[name], hook.name, skb, self.around), skb, name)
 
         return station
 
@@ -104,7 +129,7 @@ class Netfilter:
             case Reject(reject_with):
                 skb.reject_with = reject_with
                 return Verdict.REJECT
-            case Dnat() | Snat() | Masquerade():
+            case Dnat() | Snat() | Masquerade() | Redirect() | Netmap():
                 raise ConfigError(f"{type(outcome).__name__.upper()} in table {table}: only nat translates")
             case _:
                 assert_never(outcome)
@@ -118,7 +143,7 @@ class Netfilter:
                 self.around.hop(skb, "conntrack", note="error translated, inside and out")
             return Verdict.ACCEPT
         if not skb.ct_reply and needs_binding(conn, hook):
-            verdict = self._bind(walk(self.ruleset.tables["nat"], hook.name, skb, self.around), conn, hook, skb)
+            verdict = self._bind(self.walk(self.ruleset.tables["nat"], hook.name, skb, self.around), conn, hook, skb)
             if verdict is not Verdict.ACCEPT:
                 return verdict
         before = (skb.source, skb.destination) if skb.trace else None
@@ -128,30 +153,49 @@ class Netfilter:
 
     def _bind(self, outcome: Outcome, conn: Conn, hook: Hook, skb: Skb) -> Verdict:
         """Decide a connection's NAT at this hook by what the nat table said."""
-        taken, random = self.conntrack.taken, self.around.random
-        destination = hook in (Hook.PREROUTING, Hook.OUTPUT)
+        destination = hook in DST_HOOKS
         match outcome:
-            case Dnat(to) if destination:
-                bind_destination(conn, to)
-            case Snat(to, random_fully) if not destination:
-                bind_source(conn, to, taken, random, random_fully=random_fully)
-            case Masquerade(random_fully) if hook is Hook.POSTROUTING:
-                address = self.around.masquerade_address(skb.oif, skb.dst)
-                if address is None:  # "... ate my IP address"
-                    self.drop_reason = DropReason.NETFILTER_DROP
-                    return Verdict.DROP
-                bind_source(conn, SockAddr(address, 0), taken, random, random_fully=random_fully)
             case Accept():
-                if destination:
-                    bind_destination(conn, None)
-                else:
-                    bind_source(conn, None, taken, random)
+                self._bind_to(conn, None, hook)
             case Drop():
                 self.drop_reason = DropReason.NETFILTER_DROP
                 return Verdict.DROP
+            case Dnat(to, spread) if destination:
+                self._bind_to(conn, self.range_of(to, spread), hook)
+            case Snat(to, random_fully, spread) if not destination:
+                self._bind_to(conn, self.range_of(to, spread, fully=random_fully), hook)
+            case Netmap(network):
+                own = conn_destination(conn) if destination else conn_source(conn)
+                self._bind_to(conn, NatRange(mapped(own, network)), hook)
+            case Redirect(ports, random) if destination:
+                address = LOOPBACK_OF[len(skb.dst)] if hook is Hook.OUTPUT else self.around.masquerade_address(skb.iif, skb.src)
+                return self._bind_device(conn, address, ports, hook, random=random)
+            case Masquerade(random_fully, ports, random) if hook is Hook.POSTROUTING:
+                address = self.around.masquerade_address(skb.oif, skb.dst)
+                return self._bind_device(conn, address, ports, hook, random=random or random_fully)
             case _:
                 raise ConfigError(f"{type(outcome).__name__.upper()} in table nat at {hook.name}, where Linux does not allow it")
         return Verdict.ACCEPT
+
+    def _bind_device(self, conn: Conn, address: Ip | None, ports: tuple[int, int] | None, hook: Hook, *, random: bool) -> Verdict:
+        """Translate to a device's own address; a device without one takes the packet ("... ate my IP address")."""
+        if address is None:
+            self.drop_reason = DropReason.NETFILTER_DROP
+            return Verdict.DROP
+        first, last = ports or (0, 0)
+        self._bind_to(conn, NatRange(address, first=first, last=last, random=random), hook)
+        return Verdict.ACCEPT
+
+    def _bind_to(self, conn: Conn, to: NatRange | None, hook: Hook) -> None:
+        bind = bind_destination if hook in DST_HOOKS else bind_source
+        bind(conn, to, self.conntrack.taken, self.around.random)
+
+    def range_of(self, to: SockAddr, spread: Spread | None, *, fully: bool = False) -> NatRange:
+        """What a rule translates to."""
+        if spread is None:
+            return NatRange(to.ip, first=to.port, last=to.port, random=fully)
+        last = spread.last or to
+        return NatRange(to.ip, last.ip, to.port, last.port, spread.random or fully, spread.persistent, spread.shifted_from)
 
     def _tell_translation(self, skb: Skb, source: SockAddr, destination: SockAddr) -> None:
         if skb.source != source:

@@ -114,7 +114,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class AddressType:
-    """`-m addrtype [!] --dst-type LOCAL` (`side` "dst") or `--src-type` ("src"). Only LOCAL is evaluated so far."""
+    """`-m addrtype [!] --dst-type LOCAL` (`side` "dst") or `--src-type` ("src"); with more than that it is an `Extension`."""
 
     side: str
     kind: str = "LOCAL"
@@ -128,9 +128,45 @@ class Statistic:
     probability: float
 
 
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """`[!] -f`: second and further fragments."""
+
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of an extension as the kernel gives it back: `--match-set`, ("hosts", "src,dst"), inverted or not."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderOption:
+    """What a protocol's own match module asks beside ports: `-m tcp --tcp-flags SYN,ACK SYN`, `-m sctp --chunk-types any INIT`."""
+
+    proto: int
+    option: Option
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """`-m MODULE OPTIONS`: any other match module. What it may hold is `modules`', what it means `extensions`'.
+
+    `known` is False for what was read over leniently: then `options` is one, whose values are the words as they stood.
+    """
+
+    module: str
+    options: tuple[Option, ...] = ()
+    known: bool = True
+
+
 Match = (
     Comment | Source | Destination | InInterface | OutInterface | Protocol | DestinationPort | SourcePort | ConntrackState
-    | Mark | AddressType | Statistic
+    | Mark | AddressType | Statistic | Fragment | HeaderOption | Extension
 )  # fmt: skip
 
 # ---- targets: a rule without one only counts ---------------------------------------------------------------------------
@@ -167,10 +203,23 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """What a translation may hold beside one address and port: the last ones of its range (port 0: no range of ports), `--random`,
+    `--persistent`, and the port from which a shifted range counts (`:80-90/8080`; 0: not shifted).
+    """
+
+    last: SockAddr | None = None
+    random: bool = False
+    persistent: bool = False
+    shifted_from: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Dnat:
-    """`-j DNAT --to-destination IP:PORT`; port 0 keeps the packet's."""
+    """`-j DNAT --to-destination IP:PORT`; port 0 keeps the packet's, and an empty address its address."""
 
     to: SockAddr
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +228,31 @@ class Snat:
 
     to: SockAddr
     random_fully: bool = False
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Masquerade:
-    """`-j MASQUERADE [--random-fully]`: SNAT to the outgoing device's address."""
+    """`-j MASQUERADE [--to-ports FIRST-LAST] [--random] [--random-fully]`: SNAT to the outgoing device's address."""
 
     random_fully: bool = False
+    ports: tuple[int, int] | None = None
+    random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """`-j REDIRECT [--to-ports FIRST-LAST] [--random]`: DNAT to the incoming device's address, or to 127.0.0.1 at OUTPUT."""
+
+    ports: tuple[int, int] | None = None
+    random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Netmap:
+    """`-j NETMAP --to NETWORK`: the network part of the address changes, its host part stays."""
+
+    network: Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +264,16 @@ class SetMark:
     spelling: str = "--set-xmark"
 
 
-Target = Jump | Accept | Drop | Return | Reject | Dnat | Snat | Masquerade | SetMark
+@dataclass(frozen=True, slots=True)
+class TargetExtension:
+    """`-j NAME OPTIONS`: any other target. What it may hold is `targets`', what it does `effects`'. `known` as in `Extension`."""
+
+    name: str
+    options: tuple[Option, ...] = ()
+    known: bool = True
+
+
+Target = Jump | Accept | Drop | Return | Reject | Dnat | Snat | Masquerade | Redirect | Netmap | SetMark | TargetExtension
 
 
 @dataclass(frozen=True, slots=True)

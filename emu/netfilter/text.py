@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import assert_never
 
+from emu.netfilter.forms import FULL_MASK, ends_text, option_words, quote
 from emu.netfilter.hooks import Hook
+from emu.netfilter.modules import MODULES, PROTOCOLS, STATES
 from emu.netfilter.ruleset import (
     Accept,
     AddressType,
@@ -23,13 +25,19 @@ from emu.netfilter.ruleset import (
     DestinationPort,
     Dnat,
     Drop,
+    Extension,
+    Fragment,
+    HeaderOption,
     InInterface,
     Jump,
     Mark,
     Masquerade,
     Match,
+    Netmap,
+    Option,
     OutInterface,
     Protocol,
+    Redirect,
     Reject,
     Return,
     Rule,
@@ -38,27 +46,16 @@ from emu.netfilter.ruleset import (
     Snat,
     Source,
     SourcePort,
+    Spread,
     Statistic,
     Table,
     Target,
+    TargetExtension,
 )
 from emu.netfilter.skb import PORT_PROTOCOLS
-from emu.wire.addr import Network, format_ip
+from emu.netfilter.targets import TARGET_EXTENSIONS
+from emu.wire.addr import Network, SockAddr, format_ip
 
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp", 136: "udplite"}
-"""Protocol numbers as iptables names them (/etc/protocols, and its own list)."""
-
-STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT")
-"""The order in which `--ctstate` is printed."""
-
-REJECTS = frozenset(
-    "icmp-net-unreachable icmp-host-unreachable icmp-proto-unreachable icmp-port-unreachable icmp-net-prohibited icmp-host-prohibited "
-    "icmp-admin-prohibited tcp-reset icmp6-no-route icmp6-adm-prohibited icmp6-addr-unreachable icmp6-port-unreachable".split()
-)
-"""What `--reject-with` knows, in both families."""
-
-FULL_MASK = 0xFFFFFFFF
-_PLAIN = re.compile(r"[-_0-9A-Za-z]+")
 _BUILTINS = [hook.name for hook in Hook]
 
 
@@ -128,11 +125,6 @@ def protocol_name(number: int) -> str:
     return PROTOCOLS.get(number, str(number))
 
 
-def quote(text: str) -> str:
-    """A string as `iptables-save` quotes it: unless it is of letters, digits, `-` and `_` only."""
-    return text if _PLAIN.fullmatch(text) else '"' + re.sub(r"([\"'\\])", r"\\\1", text) + '"'
-
-
 def _restore_quote(text: str) -> str:
     """kube-proxy quotes what contains a space; what a shell-like reader could misread is quoted too."""
     return text if text and not re.search(r"[\s\"'\\]", text) else '"' + re.sub(r"([\"\\])", r"\\\1", text) + '"'
@@ -158,20 +150,31 @@ def _save_head(rule: Rule) -> Iterator[str]:
                 yield from (*_bang(invert), option, protocol_name(number))
             case _:
                 pass
+    fragment = found.get(Fragment)
+    if isinstance(fragment, Fragment):
+        yield from (*_bang(fragment.invert), "-f")
 
 
 def _save_rest(rule: Rule) -> Iterator[str]:
     ports: list[SourcePort | DestinationPort] = [match for match in rule.matches if isinstance(match, SourcePort)]
     ports += [match for match in rule.matches if isinstance(match, DestinationPort)]
+    options = [match.option for match in rule.matches if isinstance(match, HeaderOption)]
+    options.sort(key=lambda option: option.name != "--tcp-option")  # the only two of one module; the flags come last
     place = _module_place(rule)
     for match in rule.matches:
         if match is place:
             yield from ("-m", protocol_name(match.number if isinstance(match, Protocol) else match.proto))
             for port in ports:
                 yield from _port_words(port, shown=(0, 65535))
+            for option in options:
+                yield from option_words(option, None)
         match match:
             case Source() | Destination() | InInterface() | OutInterface() | Protocol() | SourcePort() | DestinationPort():
                 pass
+            case Fragment() | HeaderOption():
+                pass
+            case Extension(module, given):
+                yield from _extension_words(module, given)
             case Comment(text):
                 yield from ("-m", "comment", "--comment", quote(text))
             case Statistic(probability):
@@ -186,10 +189,17 @@ def _save_rest(rule: Rule) -> Iterator[str]:
                 assert_never(match)
 
 
-def _module_place(rule: Rule) -> Protocol | SourcePort | DestinationPort | None:
+def _extension_words(module: str, options: tuple[Option, ...]) -> Iterator[str]:
+    yield from ("-m", module)
+    forms = MODULES[module].forms if module in MODULES else {}
+    for option in options:
+        yield from option_words(option, forms.get(option.name))
+
+
+def _module_place(rule: Rule) -> Protocol | SourcePort | DestinationPort | HeaderOption | None:
     """Where the protocol's match module is loaded: by its own `-m`, else by the first port; None if it is not."""
     for match in rule.matches:
-        if isinstance(match, SourcePort | DestinationPort):
+        if isinstance(match, SourcePort | DestinationPort | HeaderOption):
             return match
         if isinstance(match, Protocol) and match.module and not match.invert and match.number in PORT_PROTOCOLS:
             return match
@@ -217,20 +227,38 @@ def _target_words(target: Target | None) -> Iterable[str]:
             return ("-j", "RETURN")
         case Reject(how):
             return ("-j", "REJECT", "--reject-with", how)
-        case Dnat(to):
-            return ("-j", "DNAT", "--to-destination", str(to) if to.port else format_ip(to.ip))
-        case Snat(to, random_fully):
-            return ("-j", "SNAT", "--to-source", str(to) if to.port else format_ip(to.ip), *_fully(random_fully))
-        case Masquerade(random_fully):
-            return ("-j", "MASQUERADE", *_fully(random_fully))
+        case Dnat(to, spread):
+            return ("-j", "DNAT", "--to-destination", *_ends(to, spread, random_fully=False))
+        case Snat(to, random_fully, spread):
+            return ("-j", "SNAT", "--to-source", *_ends(to, spread, random_fully=random_fully))
+        case Masquerade(random_fully, ports, random):
+            return ("-j", "MASQUERADE", *_to_ports(ports), *_flags(("--random", random), ("--random-fully", random_fully)))
+        case Redirect(ports, random):
+            return ("-j", "REDIRECT", *_to_ports(ports), *_flags(("--random", random)))
+        case Netmap(network):
+            return ("-j", "NETMAP", "--to", str(network))
+        case TargetExtension(name, options):
+            forms = TARGET_EXTENSIONS[name].forms if name in TARGET_EXTENSIONS else {}
+            return ("-j", name, *(word for option in options for word in option_words(option, forms.get(option.name))))
         case SetMark(value, mask):
             return ("-j", "MARK", "--set-xmark", f"{value:#x}/{mask:#x}")
         case _:
             assert_never(target)
 
 
-def _fully(random_fully: bool) -> tuple[str, ...]:
-    return ("--random-fully",) if random_fully else ()
+def _flags(*flags: tuple[str, bool]) -> tuple[str, ...]:
+    return tuple(name for name, given in flags if given)
+
+
+def _to_ports(ports: tuple[int, int] | None) -> tuple[str, ...]:
+    return () if ports is None else ("--to-ports", str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}-{ports[1]}")
+
+
+def _ends(to: SockAddr, spread: Spread | None, *, random_fully: bool) -> tuple[str, ...]:
+    if spread is None:
+        return (ends_text(to, to), *_flags(("--random-fully", random_fully)))
+    flags = _flags(("--random", spread.random), ("--random-fully", random_fully), ("--persistent", spread.persistent))
+    return (ends_text(to, spread.last or to, spread.shifted_from), *flags)
 
 
 # kube-proxy's form
@@ -262,6 +290,12 @@ def _restore_words(match: Match, mark_digits: int) -> Iterator[str]:
             yield from ("-m", "addrtype", *_bang(invert), f"--{side}-type", kind)
         case Statistic(probability):
             yield from ("-m", "statistic", "--mode", "random", "--probability", f"{probability:.10f}")
+        case Fragment(invert):
+            yield from (*_bang(invert), "-f")
+        case HeaderOption(_, option):
+            yield from option_words(option, None)
+        case Extension(module, options):
+            yield from _extension_words(module, options)
         case _:
             assert_never(match)
 

@@ -13,13 +13,30 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import assert_never
 
+from emu.netfilter.effects import effect_of
 from emu.netfilter.hooks import Surroundings, Verdict
 from emu.netfilter.match import Keys, Step, packet_keys, step_of
-from emu.netfilter.ruleset import Accept, Chain, Dnat, Drop, Jump, Masquerade, Reject, Return, Rule, SetMark, Snat, Table
+from emu.netfilter.ruleset import (
+    Accept,
+    Chain,
+    Dnat,
+    Drop,
+    Jump,
+    Masquerade,
+    Netmap,
+    Redirect,
+    Reject,
+    Return,
+    Rule,
+    SetMark,
+    Snat,
+    Table,
+    TargetExtension,
+)
 from emu.netfilter.skb import Skb
 from emu.netfilter.text import rule_line
 
-Outcome = Accept | Drop | Reject | Dnat | Snat | Masquerade
+Outcome = Accept | Drop | Reject | Dnat | Snat | Masquerade | Redirect | Netmap
 """What ends a walk."""
 
 ACCEPT, DROP = Accept(), Drop()
@@ -93,8 +110,11 @@ class Walk:
                         return None
                     case SetMark(value, mask):
                         skb.mark = (skb.mark & ~mask) ^ value
-                    case Accept() | Drop() | Reject() | Dnat() | Snat() | Masquerade():
+                    case Accept() | Drop() | Reject() | Dnat() | Snat() | Masquerade() | Redirect() | Netmap():
                         return target
+                    case TargetExtension():
+                        if (ended := effect_of(target)(skb, around)) is not None:
+                            return ended
                     case _:
                         assert_never(target)
         return None
@@ -137,7 +157,7 @@ def _note(rule: Rule) -> str | None:
     match rule.target:
         case SetMark(value, mask):
             return f"mark & ~{mask:#x} ^ {value:#x}"
-        case Dnat(to):
+        case Dnat(to, None):
             return f"destination becomes {to}"
         case None:
             return "counts only"

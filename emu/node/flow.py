@@ -11,13 +11,13 @@ from typing import Any
 
 from emu.errors import ApiError
 from emu.netfilter.backends import Fate, fates
-from emu.netfilter.skb import PROTOCOL_NAMES, SCTP, TCP, UDP, Skb
+from emu.netfilter.skb import ICMPV6, PROTOCOL_NAMES, SCTP, TCP, UDP, Skb
 from emu.node.machine import Machine
 from emu.stack.namespace import NetNamespace
 from emu.wire.addr import Ip, format_ip, parse_ip
 from emu.wire.ipv4 import Ipv4
 
-_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
+_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items() if number != ICMPV6}
 _BODIES = {
     TCP: bytes(8) + b"\x50\x02\xff\xff" + bytes(4),  # a SYN
     UDP: b"\x00\x08\x00\x00",
@@ -50,6 +50,7 @@ class _Node:
     def __init__(self, ns: NetNamespace, pods: frozenset[Ip]) -> None:
         self._ns, self._pods = ns, pods
         self.masquerade_address, self.random, self.hop = ns.masquerade_address, ns.random, ns.hop
+        self.is_local_on, self.is_broadcast, self.memory = ns.is_local_on, ns.is_broadcast, ns.memory
 
     def is_local(self, ip: Ip) -> bool:
         return ip not in self._pods and self._ns.is_local(ip)

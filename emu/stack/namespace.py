@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from emu.errors import DropReason
 from emu.netfilter.hooks import Hook, Verdict
+from emu.netfilter.memory import Memory
 from emu.netfilter.netfilter import Netfilter
 from emu.netfilter.ruleset import RuleSet
 from emu.netfilter.skb import ICMP, PROTOCOL_NAMES, TCP, UDP, Skb
@@ -51,6 +52,7 @@ class NetNamespace:
         self.local: set[Ip] = set()
         self.routes = RoutingTable()
         self.neighbours = NeighbourTable(self)
+        self.memory = Memory()
         self.netfilter = Netfilter(self)
         self.sockets = SocketTable(self)
         self.drops: Counter[DropReason] = Counter()
@@ -120,6 +122,12 @@ class NetNamespace:
 
     def is_local(self, ip: Ip) -> bool:
         return ip in self.local or (ip[0] == 127 and len(ip) == 4)
+
+    def is_local_on(self, ip: Ip, device: str) -> bool:
+        return device in self.devices and any(own == ip for own, _ in self.devices[device].addresses)
+
+    def is_broadcast(self, ip: Ip) -> bool:
+        return any(ip == prefix.broadcast for device in self.devices.values() for _, prefix in device.addresses)
 
     def source_for(self, dst: Ip) -> Ip | None:
         """The source address of a packet of ours towards `dst`; None if there is no route."""

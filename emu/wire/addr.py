@@ -72,6 +72,12 @@ class Network:
         value = number & mask
         return cls(value.to_bytes(len(ip), "big"), length, value, mask)
 
+    @property
+    def broadcast(self) -> Ip | None:
+        """The last address, which all hosts of an IPv4 network hear; None where there is none (IPv6, /31, /32)."""
+        size = len(self.address)
+        return (self.value | self.mask ^ 0xFFFFFFFF).to_bytes(4, "big") if size == 4 and self.length < 31 else None
+
     def __contains__(self, ip: Ip) -> bool:
         return len(ip) == len(self.address) and int.from_bytes(ip, "big") & self.mask == self.value
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from emu.netfilter.conn import parts
 from emu.netfilter.hooks import Hook, Verdict
+from emu.netfilter.memory import Memory
 from emu.netfilter.netfilter import Netfilter
 from emu.netfilter.ruleset import RuleSet
 from emu.netfilter.skb import PROTOCOL_NAMES, Skb
@@ -62,9 +63,16 @@ class FlowNode:
         self.masquerade_as = parse_ip(masquerade_as) if masquerade_as else self.ips[0]
         self.chance: Callable[[], float] = random.Random(seed).random
         self.ruleset = ruleset
+        self.memory = Memory()
 
     def is_local(self, ip: bytes) -> bool:
         return ip in self.ips or ip[0] == 127
+
+    def is_local_on(self, ip: bytes, device: str) -> bool:
+        return device == "eth0" and ip in self.ips
+
+    def is_broadcast(self, ip: bytes) -> bool:
+        return False
 
     def masquerade_address(self, oif: str, dst: bytes) -> bytes | None:
         return self.masquerade_as

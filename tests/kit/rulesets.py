@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from emu.netfilter.hooks import Verdict
+from emu.netfilter.memory import Memory
 from emu.netfilter.reader import read_rules
 from emu.netfilter.ruleset import (
     Accept,
@@ -18,12 +19,18 @@ from emu.netfilter.ruleset import (
     DestinationPort,
     Dnat,
     Drop,
+    Extension,
+    Fragment,
+    HeaderOption,
     InInterface,
     Jump,
     Mark,
     Masquerade,
+    Netmap,
+    Option,
     OutInterface,
     Protocol,
+    Redirect,
     Reject,
     Return,
     Rule,
@@ -32,8 +39,10 @@ from emu.netfilter.ruleset import (
     Snat,
     Source,
     SourcePort,
+    Spread,
     Statistic,
     Table,
+    TargetExtension,
 )
 from emu.netfilter.skb import Skb
 from emu.wire.addr import Network, SockAddr, parse_ip
@@ -42,6 +51,8 @@ HOOKS = {
     "filter": "INPUT FORWARD OUTPUT",
     "nat": "PREROUTING INPUT OUTPUT POSTROUTING",
     "mangle": "PREROUTING INPUT FORWARD OUTPUT POSTROUTING",
+    "raw": "PREROUTING OUTPUT",
+    "security": "INPUT FORWARD OUTPUT",
 }
 
 
@@ -63,12 +74,19 @@ class Around:
 
     def __init__(self, *local: str, masquerade: dict[str, str] | None = None, seed: int = 0) -> None:
         self.local = set(map(parse_ip, local))
+        self.memory = Memory()
         self.masquerade = {name: parse_ip(address) for name, address in (masquerade or {}).items()}
         self.chance: Callable[[], float] = random.Random(seed).random
         self.hops: list[tuple[str, str | None, str | None, int]] = []
 
     def is_local(self, ip: bytes) -> bool:
         return ip in self.local or ip[0] == 127
+
+    def is_local_on(self, ip: bytes, device: str) -> bool:
+        return self.masquerade.get(device) == ip
+
+    def is_broadcast(self, ip: bytes) -> bool:
+        return False
 
     def masquerade_address(self, oif: str, dst: bytes) -> bytes | None:
         return self.masquerade.get(oif)
@@ -133,6 +151,15 @@ VOCABULARY = [
          "-m statistic --mode random --probability 0.33333333349"),
     Line("filter", Rule((Statistic(0.5),)), "-m statistic --mode random --probability 0.5000000000",
          "-m statistic --mode random --probability 0.50000000000"),
+    Line("filter", Rule((Fragment(invert=True), Source(N("10.0.0.0/8")))), "! -f -s 10.0.0.0/8", "-s 10.0.0.0/8 ! -f"),
+    Line("filter", Rule((TCP, HeaderOption(6, Option("--tcp-flags", ("FIN,SYN,RST,ACK", "SYN"))))),
+         "-m tcp -p tcp --tcp-flags FIN,SYN,RST,ACK SYN", "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"),
+    Line("filter", Rule((Extension("recent", (Option("--rcheck"), Option("--seconds", ("10800",)), Option("--reap"),
+                                              Option("--name", ("KUBE-SEP-X",)), Option("--mask", ("255.255.255.255",)),
+                                              Option("--rsource"))),)),
+         "-m recent --rcheck --seconds 10800 --reap --name KUBE-SEP-X --mask 255.255.255.255 --rsource"),
+    Line("filter", Rule((Extension("connmark", (Option("--mark", ("0x1/0x1",), invert=True),)),)), "-m connmark ! --mark 0x1/0x1"),
+    Line("filter", Rule((), TargetExtension("LOG", (Option("--log-prefix", ("a b: ",)),))), '-j LOG --log-prefix "a b: "'),
     Line("filter", Rule((), Accept()), "-j ACCEPT"),
     Line("filter", Rule((), Drop()), "-j DROP"),
     Line("filter", Rule((), Return()), "-j RETURN"),
@@ -148,6 +175,12 @@ VOCABULARY = [
     Line("nat", Rule((), Snat(SockAddr.parse("192.168.0.2:0"), random_fully=True)), "-j SNAT --to-source 192.168.0.2 --random-fully"),
     Line("nat", Rule((), Masquerade()), "-j MASQUERADE"),
     Line("nat", Rule((), Masquerade(random_fully=True)), "-j MASQUERADE --random-fully"),
+    Line("nat", Rule((TCP,), Dnat(SockAddr.parse("10.0.0.1:80"), Spread(SockAddr.parse("10.0.0.9:90"), persistent=True))),
+         "-m tcp -p tcp -j DNAT --to-destination 10.0.0.1-10.0.0.9:80-90 --persistent",
+         "-p tcp -m tcp -j DNAT --to-destination 10.0.0.1-10.0.0.9:80-90 --persistent"),
+    Line("nat", Rule((P(6, module=False),), Masquerade(ports=(1000, 2000))), "-p tcp -j MASQUERADE --to-ports 1000-2000"),
+    Line("nat", Rule((P(6, module=False),), Redirect((8080, 8080))), "-p tcp -j REDIRECT --to-ports 8080"),
+    Line("nat", Rule((Destination(N("10.1.0.0/24")),), Netmap(N("10.2.0.0/24"))), "-d 10.1.0.0/24 -j NETMAP --to 10.2.0.0/24"),
     Line("mangle", Rule((), SetMark(0x4000, 0x4000)), "-j MARK --set-xmark 0x4000/0x4000"),
     Line("mangle", Rule((), SetMark(0x4000, 0x4000, "--or-mark")), "-j MARK --or-mark 0x00004000", "-j MARK --set-xmark 0x4000/0x4000"),
     Line("mangle", Rule((), SetMark(0x4000, 0, "--xor-mark")), "-j MARK --xor-mark 0x00004000", "-j MARK --set-xmark 0x4000/0x0"),
@@ -164,11 +197,11 @@ def vocabulary() -> RuleSet:
         chains: dict[str, Chain] = {hook: Chain(hook, (), Verdict.ACCEPT) for hook in hooks.split()}
         found = [line.rule for line in VOCABULARY if line.table == name]
         if name == "nat":
-            kinds = {"PREROUTING": Dnat, "POSTROUTING": Snat | Masquerade}
+            kinds = {"PREROUTING": Dnat | Redirect | Netmap, "POSTROUTING": Snat | Masquerade}
             chains |= {
                 hook: Chain(hook, tuple(r for r in found if isinstance(r.target, kind)), Verdict.ACCEPT) for hook, kind in kinds.items()
             }
-        else:
+        elif "FORWARD" in chains:
             chains |= {"FORWARD": Chain("FORWARD", tuple(found), Verdict.ACCEPT), "OTHER": Chain("OTHER")}
         tables[name] = Table(name, chains)
     return RuleSet(tables)

@@ -15,9 +15,13 @@ from emu.netfilter.ruleset import (
     ConntrackState,
     Destination,
     DestinationPort,
+    Extension,
+    Fragment,
+    HeaderOption,
     InInterface,
     Mark,
     Match,
+    Option,
     OutInterface,
     Protocol,
     Rule,
@@ -28,7 +32,7 @@ from emu.netfilter.ruleset import (
 from emu.netfilter.skb import Skb
 from emu.wire.addr import Network
 from tests.kit.rulesets import Around
-from tests.kit.skbs import echo, tcp, udp
+from tests.kit.skbs import ACK, echo, ipv4, skb, tcp, udp
 
 AROUND = Around("192.168.0.2")
 N = Network.parse
@@ -39,6 +43,18 @@ def packet(make=tcp, src="10.0.0.1:4000", dst="10.96.0.1:80", **fields) -> Skb:
     for name, value in {"iif": "eth0", "oif": "cni0", **fields}.items():
         setattr(made, name, value)
     return made
+
+
+def fragment() -> Skb:
+    return skb(ipv4(bytes((10, 0, 0, 1)), bytes((10, 96, 0, 1)), 6, bytes(24), flags=0x0010))
+
+
+def syn(option: int) -> Skb:
+    """A SYN with one option of four bytes."""
+    plain = packet()
+    body = bytearray(plain.buf[20:]) + bytes((option, 4, 5, 0xB4))
+    body[12] = 0x60
+    return skb(ipv4(plain.src, plain.dst, 6, bytes(body)))
 
 
 def tracked(state: CtState, status: int = 0) -> dict[str, object]:
@@ -83,6 +99,13 @@ TABLE = [
     (Mark(0x4000, 0x4000), [packet(mark=0x4000), packet(mark=0xFFFF)], [packet(), packet(mark=0x3FFF)]),
     (Mark(5), [packet(mark=5)], [packet(mark=0x4005)]),
     (Mark(0, 0x4000), [packet(), packet(mark=1)], [packet(mark=0x4000)]),
+    (AddressType("dst", "MULTICAST"), [packet(dst="224.0.0.1:1")], [packet(), packet(dst="192.168.0.2:1")]),
+    (AddressType("dst", "UNICAST"), [packet()], [packet(dst="192.168.0.2:1"), packet(dst="255.255.255.255:1")]),
+    (Fragment(), [fragment()], [packet(), PING]),
+    (HeaderOption(6, Option("--tcp-flags", ("FIN,SYN,RST,ACK", "SYN"))), [packet()],
+     [tcp("10.0.0.1:4000", "10.96.0.1:80", ACK), packet(udp), PING, fragment()]),
+    (HeaderOption(6, Option("--tcp-option", ("2",))), [syn(2)], [packet(), syn(3), packet(udp)]),
+    (Extension("multiport", (Option("--dports", ("80,443",)),)), [packet(), packet(udp)], [packet(dst="10.96.0.1:81"), PING, fragment()]),
     (AddressType("dst"), [packet(dst="192.168.0.2:1"), packet(dst="127.0.0.9:1")], [packet()]),
     (AddressType("src"), [packet(src="192.168.0.2:1")], [packet(dst="192.168.0.2:1")]),
 ]  # fmt: skip
@@ -170,7 +193,7 @@ def test_probabilities_are_whole_numbers_of_31_bits(probability, kernel):
 # ---- what is not supported ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("matches", [(AddressType("dst", "BROADCAST"),), (Statistic(0.5), Statistic(0.5))])
+@pytest.mark.parametrize("matches", [(Statistic(0.5), Statistic(0.5))])
 def test_what_cannot_be_evaluated_is_an_error(matches):
     with pytest.raises(ConfigError, match="not supported"):
         step_of(Rule(matches))

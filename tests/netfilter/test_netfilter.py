@@ -41,12 +41,15 @@ def through(nf: Netfilter, packet: Skb, *hooks: Hook) -> Verdict:
 
 FORWARDED = (Hook.PREROUTING, Hook.FORWARD, Hook.POSTROUTING)
 
-# the order of stations at each hook, by priority: conntrack -200, mangle -150, nat -100 (destination), filter 0, nat 100 (source)
+# the order of stations at each hook, by priority: raw -300, conntrack -200, mangle -150, nat -100 (destination), filter 0,
+# security 50, nat 100 (source)
 STATIONS = {
-    FORWARDED: ["conntrack", "mangle/PREROUTING", "nat/PREROUTING", "mangle/FORWARD", "filter/FORWARD", "mangle/POSTROUTING",
-                "nat/POSTROUTING"],
-    (Hook.PREROUTING, Hook.INPUT): ["conntrack", "mangle/PREROUTING", "nat/PREROUTING", "mangle/INPUT", "filter/INPUT", "nat/INPUT"],
-    (Hook.OUTPUT, Hook.POSTROUTING): ["conntrack", "mangle/OUTPUT", "nat/OUTPUT", "filter/OUTPUT", "mangle/POSTROUTING", "nat/POSTROUTING"],
+    FORWARDED: ["raw/PREROUTING", "conntrack", "mangle/PREROUTING", "nat/PREROUTING", "mangle/FORWARD", "filter/FORWARD",
+                "security/FORWARD", "mangle/POSTROUTING", "nat/POSTROUTING"],
+    (Hook.PREROUTING, Hook.INPUT): ["raw/PREROUTING", "conntrack", "mangle/PREROUTING", "nat/PREROUTING", "mangle/INPUT", "filter/INPUT",
+                                    "security/INPUT", "nat/INPUT"],
+    (Hook.OUTPUT, Hook.POSTROUTING): ["raw/OUTPUT", "conntrack", "mangle/OUTPUT", "nat/OUTPUT", "filter/OUTPUT", "security/OUTPUT",
+                                      "mangle/POSTROUTING", "nat/POSTROUTING"],
 }  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def test_filter_cannot_translate():
         through(nf, tcp(CLIENT, VIP), *FORWARDED)
 
 
-@pytest.mark.parametrize("name", ["raw", "security"])
+@pytest.mark.parametrize("name", ["broute", "Filter"])
 def test_a_table_that_is_not_there_is_refused_and_changes_nothing(name):
     nf, _ = netfilter(before := every_table())
     with pytest.raises(ConfigError, match=f"table {name} is not supported"):

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.errors import ConfigError
-from emu.netfilter.reader import read_rules, split_words
+from emu.netfilter.forms import quote, split_words
+from emu.netfilter.reader import read_rules
 from emu.netfilter.ruleset import Comment, DestinationPort, Protocol, Reject, Rule, RuleSet
-from emu.netfilter.text import quote, restore_text, rule_line, save_text
+from emu.netfilter.text import restore_text, rule_line, save_text
 from tests.kit.rulesets import VOCABULARY, Line, table, vocabulary
 
 IDS = [line.restore for line in VOCABULARY]
@@ -102,17 +103,16 @@ def test_any_comment_survives_its_quotes(text):
 
 
 FAULTS = [
-    ("-m nfacct --nfacct-name x", "-m nfacct is not supported"),
-    ("-m recent --name X --set", "-m recent is not supported"),
-    ("--tcp-flags SYN SYN", "--tcp-flags is not supported"),
-    ("-j LOG", "LOG is neither a chain of table filter nor a supported target"),
+    ("-m psd --psd-weight-threshold 21", "-m psd is not supported"),
+    ("--tcp-flags SYN SYN", "--tcp-flags needs -p tcp before it"),
+    ("-j TARPIT", "TARPIT is neither a chain of table filter nor a supported target"),
     ("-j INPUT", "nothing may jump to the built-in chain INPUT"),
-    ("-j LOG --log-prefix x", "--log-prefix is not supported"),
+    ("-j LOG --log-colour x", "--log-colour is not supported"),
     ("-j ACCEPT -j DROP", "a rule has one target at most"),
     ("-j DNAT", "DNAT needs its argument"),
     ("-j MARK", "MARK needs its argument"),
     ("-j ACCEPT --to-source 1.2.3.4", "--to-source is SNAT's"),
-    ("-j DNAT --to-destination 1.2.3.4-1.2.3.9", "ranges are not supported"),
+    ("-j DNAT --to-destination 1.2.3.4-1.2.3", "'1.2.3' does not appear to be an IPv4 or IPv6 address"),
     ("-j ACCEPT --random-fully", "--random-fully is SNAT's and MASQUERADE's"),
     ("-j REJECT --reject-with a-smile", "--reject-with a-smile is not supported here"),
     ("-s", "-s needs an argument"),
@@ -127,8 +127,8 @@ FAULTS = [
     ("-p tcp --dport http", "'http' is not a number from 0 to 65535"),
     ("-p tcp --dport 9:8", "--dport 9:8 is empty"),
     ("-m conntrack --ctstate OLD", "--ctstate 'OLD' is not one of"),
-    ("-m addrtype --dst-type BROADCAST", "--dst-type BROADCAST is not supported, only LOCAL"),
-    ("-m statistic --mode nth --every 2", "--mode nth is not supported, only random"),
+    ("-m addrtype --dst-type BROADCASTS", "--dst-type 'BROADCASTS' is not one of UNSPEC"),
+    ("-m statistic --mode third", "--mode 'third' is not one of random, nth"),
     ("-m statistic --mode random --probability 2", "--probability 2 is not a number from 0 to 1"),
     ("-m mark --mark 0x100000000", "'0x100000000' is not a number"),
     ("! -j ACCEPT", "-j cannot be inverted"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from emu.netfilter.forms import quote
 from emu.netfilter.hooks import Verdict
 from emu.netfilter.match import MATCHES, step_of
 from emu.netfilter.ruleset import Chain, Comment, Destination, Protocol, Reject, Rule, RuleSet, SetMark, Source, Table, Target
-from emu.netfilter.text import quote, restore_line, restore_text, rule_line, save_text
+from emu.netfilter.text import restore_line, restore_text, rule_line, save_text
 from emu.wire.addr import Network
 from tests.kit.rulesets import VOCABULARY, Line, vocabulary
 

@@ -7,7 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.netfilter.match import packet_keys, step_of
-from emu.netfilter.ruleset import Accept, Chain, Dnat, Drop, Jump, Masquerade, Reject, Return, RuleSet, SetMark, Snat, Target
+from emu.netfilter.ruleset import (
+    Accept,
+    Chain,
+    Dnat,
+    Drop,
+    Jump,
+    Masquerade,
+    Netmap,
+    Redirect,
+    Reject,
+    Return,
+    RuleSet,
+    SetMark,
+    Snat,
+    Target,
+    TargetExtension,
+)
 from emu.netfilter.skb import Skb
 from emu.netfilter.walk import Outcome, walk
 from tests.kit.rulesets import Around, rules, table
@@ -84,17 +100,19 @@ def test_a_table_without_the_chain_accepts():
 TARGETS: list[tuple[str, Target]] = [
     ("-j ACCEPT", Accept()), ("-j DROP", Drop()), ("-j RETURN", Return()), ("-j REJECT", Reject()), ("-j A", Jump("A")),
     ("-g A", Jump("A", goto=True)), ("-j MARK --set-xmark 0x1/0x1", SetMark(1, 1)), ("-j MASQUERADE", Masquerade()),
-    ("-j DNAT --to-destination 1.2.3.4:5", None), ("-j SNAT --to-source 1.2.3.4", None),
+    ("-j DNAT --to-destination 1.2.3.4:5", None), ("-j REDIRECT", None), ("-j NETMAP --to 10.0.0.0/24", None), ("-j LOG", None),
+    ("-j SNAT --to-source 1.2.3.4", None),
 ]  # fmt: skip
 
 
 def test_every_target_is_walked():
     """Completeness: each ends the walk, or does what lets it go on."""
-    assert {Accept, Drop, Return, Reject, Jump, SetMark, Masquerade, Dnat, Snat} == set(Target.__args__)
+    every = {Accept, Drop, Return, Reject, Jump, SetMark, Masquerade, Dnat, Snat, Redirect, Netmap, TargetExtension}
+    assert every == set(Target.__args__)
     for text, target in TARGETS:
         outcome, _ = walked(rules(table("nat", f"INPUT {text}", "INPUT -j DROP", "A -j DROP")))
         kind = text.split()[1]
-        assert type(outcome).__name__.upper() == {"A": "DROP", "RETURN": "ACCEPT", "MARK": "DROP"}.get(kind, kind), target
+        assert type(outcome).__name__.upper() == {"A": "DROP", "RETURN": "ACCEPT", "MARK": "DROP", "LOG": "DROP"}.get(kind, kind), target
 
 
 # ---- the search is only a faster walk ---------------------------------------------------------------------------------------------------
