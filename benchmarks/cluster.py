@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -46,9 +47,18 @@ class Cluster:
             )
         return done.stdout
 
-    def pods(self) -> list[dict[str, Any]]:
-        """All pods, as the API has them."""
-        return Client.of(rundir.of(self.name)).list(startup.resource("pods"))
+    @property
+    def client(self) -> Client:
+        return Client.of(rundir.of(self.name))
+
+    @property
+    def directory(self) -> Path:
+        """Where the cluster keeps its files while it is up."""
+        return rundir.of(self.name).path
+
+    def objects(self, resource: str) -> list[dict[str, Any]]:
+        """All objects of a resource, as the API has them."""
+        return self.client.list(startup.resource(resource))
 
     def processes(self) -> dict[str, list[int]]:
         """Process ids by role: supervisor, zygote, controller, nodes."""
@@ -61,8 +71,8 @@ class Cluster:
         }
 
     def memory(self) -> dict[str, float]:
-        """Private memory (USS) in MiB: of each single process, and of all nodes their mean and largest."""
-        uss = {role: [psutil.Process(pid).memory_full_info().uss / 2**20 for pid in pids] for role, pids in self.processes().items()}
+        """Private memory (USS) in MB (10**6 bytes): of each single process, and of all nodes their mean and largest."""
+        uss = {role: [psutil.Process(pid).memory_full_info().uss / 1e6 for pid in pids] for role, pids in self.processes().items()}
         nodes = uss.pop("nodes")
         single = {role: round(sizes[0], 1) for role, sizes in uss.items()}
         return {"node_mean": round(sum(nodes) / len(nodes), 2), "node_max": round(max(nodes), 2), **single}
