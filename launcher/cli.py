@@ -20,13 +20,14 @@ from launcher.commands.network import conntrack, fault, kubeconfig, routes, rule
 from launcher.commands.objects import apply, delete, get, scale
 from launcher.commands.programs import exec_, logs
 from launcher.commands.scenarios import test
+from launcher.commands.tun import tun
 
 SECTIONS = {
     "Clusters": (demo, up, down, status),
     "Objects": (apply, delete, get, scale),
     "Programs": (exec_, logs),
     "Tests": (test,),
-    "The network": (trace, rules, conntrack, routes, fault),
+    "The network": (trace, rules, conntrack, routes, fault, tun),
     "Other": (kubeconfig, bench),
 }
 

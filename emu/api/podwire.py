@@ -6,6 +6,7 @@ GET  nodes/N/{rules,conntrack,routes}       what node N's kernel holds now
 GET  nodes/N/swaps                          when its rules followed which update
 POST nodes/N/fault  {"state": ...}          killed, paused, resumed, started, restarted
 ANY  faults[/NAME]                          faults on links (see `emu.api.faults`)
+GET  tuns, nodes/N/tun                      TUN devices; POST and DELETE: see `tuns`
 POST traces         {...}                   send one packet that tells its way
 POST nodes/N/flow   {"src", "dst", ...}     what may become of a first packet there, every end with its probability
 POST nodes/N/proxy  {"state": ...}          its kube-proxy: stopped (rules stay, updates stop), restarted
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.api import apply, faults, state
+from emu.api import apply, faults, state, tuns
 from emu.api.calls import NodeCalls
 from emu.api.discovery import PODWIRE_GROUP, PODWIRE_VERSION, not_served
 from emu.api.request import Deferred, Request, Response
@@ -30,7 +31,11 @@ FAULTS = ("killed", "paused", "resumed", "started", "restarted")
 _ASKED_OF_NODES = ("rules", "conntrack", "routes", "swaps")
 _TOLD_TO_NODES = ("fault", "flow", "proxy")
 _CREATED = ("traces", "apply", "state", *(f"nodes/{what}" for what in _TOLD_TO_NODES))
-_VERBS = {"faults": ["create", "delete", "deletecollection", "list"], **{name: ["create"] for name in _CREATED}}
+_VERBS = {
+    "faults": ["create", "delete", "deletecollection", "list"],
+    "nodes/tun": ["get", "create", "delete"],
+    **{name: ["create"] for name in _CREATED},
+}
 _PATIENCE = 10.0  # seconds for a node to print its tables: a million rules take it about five
 
 
@@ -54,6 +59,13 @@ def answer(request: Request, registry: Registry) -> Response | Deferred | None:
             return faults.answer(request, registry, tuple(rest))
         case "POST", "nodes", node, ("flow" | "proxy") as what:
             return _of_node(registry, node, what, _mapping(request.decoded()))
+        case "GET", "tuns":
+            return tuns.listing(registry)
+        case ("GET" | "POST" | "DELETE") as method, "nodes", node, "tun", *device if len(device) == (method == "DELETE"):
+            _known_node(registry, node)
+            if method == "GET":
+                return tuns.listing(registry, node)
+            return tuns.remove(registry, node, device[0]) if device else tuns.add(registry, node, request.decoded())
         case "POST", "traces":
             return _trace(request.decoded())
         case "POST", "apply":
@@ -71,6 +83,8 @@ def _resources() -> dict[str, Any]:
         "apply",
         "state",
         "faults",
+        "tuns",
+        "nodes/tun",
         *(f"nodes/{what}" for what in (*_ASKED_OF_NODES, *_TOLD_TO_NODES)),
     )
     listed = [

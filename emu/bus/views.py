@@ -1,6 +1,6 @@
 """What of an object goes on the broadcast. Decides the values of each stream; knows nothing of numbering, or of who listens.
 
-    nodes       node name   [addresses, pod network, its length, endpoint, incarnation, ready, zone]: a `NodeRecord`
+    nodes       node name   [addresses, pod network, its length, endpoint, incarnation, ready, zone, routes]: a `NodeRecord`
     services    ns/name     {"service": the Service, "slices": [EndpointSlice ...]}   both reduced to what kube-proxy reads
     links       fault name  {"order", "spec"}: one fault on links as it was asked for (emu.model.links), never pairs of nodes
     node/NAME   ns/name     the Pod, whole but for its bookkeeping
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from emu.model.objects import SERVICE_NAME_LABEL, ZONE_LABEL
+from emu.model.tun import specs_of
 from emu.wire.addr import Ip, Network, parse_ip
 
 Object = Mapping[str, Any]
@@ -49,6 +50,7 @@ def node_value(node: Object) -> dict[str, Any]:
     annotations = meta.get("annotations") or {}
     ips = [a["address"] for a in status.get("addresses") or () if a.get("type") == "InternalIP"]
     incarnation = annotations.get(INCARNATION_ANNOTATION, "0")
+    routes = sorted({str(spec.network) for spec in specs_of(annotations) if not spec.pod})
     return {
         "name": meta["name"],
         "ip": ips[0] if ips else "",
@@ -58,11 +60,13 @@ def node_value(node: Object) -> dict[str, Any]:
         "incarnation": int(incarnation) if incarnation.isdigit() else 0,
         "ready": is_ready(node),
         "labels": dict(meta.get("labels") or {}),
+        "routes": " ".join(routes),
     }
 
 
 class NodeRecord(NamedTuple):
-    """A node as its peers must know it. `ips` are its own, the tunnel's first; `network` and `length` are its pods'.
+    """A node as its peers must know it. `ips` are its own, the tunnel's first; `network` and `length` are its pods'; `routes` are the
+    networks behind its TUN devices, with spaces between them.
 
     A cluster of n nodes holds n² of them, hence binary and positional: 60 bytes each, and nobody takes one apart before he needs it.
     """
@@ -74,6 +78,7 @@ class NodeRecord(NamedTuple):
     incarnation: int
     ready: bool
     zone: str
+    routes: str = ""
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> NodeRecord:
@@ -81,19 +86,32 @@ class NodeRecord(NamedTuple):
         network = Network.parse(value["pod_cidr"])
         ips = [parse_ip(ip) for ip in value.get("addresses") or (value["ip"],)]
         zone = (value.get("labels") or {}).get(ZONE_LABEL, "")
-        return cls(ips, network.address, network.length, value["endpoint"], value["incarnation"], value.get("ready", True), zone)
+        return cls(
+            ips,
+            network.address,
+            network.length,
+            value["endpoint"],
+            value["incarnation"],
+            value.get("ready", True),
+            zone,
+            value.get("routes", ""),
+        )
 
     @classmethod
     def read(cls, packed: bytes) -> NodeRecord | None:
         """A value of the stream; None where it is none."""
         try:
             record = cls(*msgpack.unpackb(packed))
+            if [type(item) for item in record] != _RECORD or not record.ips or set(map(type, record.ips)) != {bytes}:
+                return None
+            for network in record.routes.split():
+                Network.parse(network)
         except (ValueError, TypeError, msgpack.UnpackException):
             return None
-        return record if [type(item) for item in record] == _RECORD and record.ips and set(map(type, record.ips)) == {bytes} else None
+        return record
 
 
-_RECORD = [list, bytes, int, str, int, bool, str]
+_RECORD = [list, bytes, int, str, int, bool, str, str]
 
 
 def is_reachable(value: Mapping[str, Any]) -> bool:

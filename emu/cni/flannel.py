@@ -2,8 +2,7 @@
 
 Decides devices, routes, neighbour and forwarding entries as flanneld and its CNI delegate (bridge plugin, host-local IPAM) make
 them: MTU 1450, one /24 a node, `10.244.M.0/24 via 10.244.M.0 dev flannel.1 onlink` for every peer, whose permanent neighbour
-and FDB entries name its VTEP. flanneld's own masquerade rules (FLANNEL-POSTRTG) concern traffic that leaves the cluster, which has
-nowhere to go yet.
+and FDB entries name its VTEP. flanneld's own rules are `flannel_rules`'.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from emu.cni.flannel_rules import FlannelRules
 from emu.cni.ipam import HostLocal
 from emu.cni.plugin import NodeAddress, PeerChange
+from emu.netfilter.ruleset import RuleSet
 from emu.stack.bridge import Bridge
 from emu.stack.device import Veth
 from emu.stack.namespace import NetNamespace
@@ -119,6 +120,7 @@ class Flannel:
     def start(self, me: NodeAddress) -> None:
         self._me = me
         self._ipam = HostLocal(me.pod_cidr)
+        self._rules = FlannelRules(self._pod_network, me.pod_cidr)
         node = self._node
         self._vxlan = Vxlan(node, "flannel.1", VNI, me.ip, self.mtu, vtep_mac(me.ip))
         self._vxlan.neighbours, self._vxlan.fdb = _Neighbours(self._peers), _Fdb(self._peers)
@@ -142,6 +144,9 @@ class Flannel:
                 self._node.routes.derive(change.length, _Routes(self._peers.nodes[change.length], change.length))
             self._peers.change(change)
         self._node.invalidate()
+
+    def rules(self, ruleset: RuleSet) -> RuleSet:
+        return self._rules.beside(ruleset)
 
     def add_pod(self, name: str, address: Ip | None = None) -> NetNamespace:
         assert name not in self._pods, name

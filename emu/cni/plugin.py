@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from emu.netfilter.ruleset import RuleSet
 from emu.stack.namespace import NetNamespace
 from emu.wire.addr import Ip, Network
 
@@ -42,6 +43,9 @@ class Cni(Protocol):
 
     def update_peers(self, changes: Iterable[PeerChange]) -> None:
         """Change the forwarding state by these changes alone: a big cluster's other nodes are not to be looked at for it."""
+
+    def rules(self, ruleset: RuleSet) -> RuleSet:
+        """What kube-proxy wants, with the plugin's own rules beside it. They are in force from kube-proxy's first rule set on."""
 
     def add_pod(self, name: str, address: Ip | None = None) -> NetNamespace:
         """Make the namespace `name` with an address of the node's subnet (`address` if given); ValueError if none is free."""

@@ -26,6 +26,7 @@ from emu.controller.calls import Calls
 from emu.controller.collector import Collector
 from emu.controller.status import status
 from emu.controller.traces import Traces
+from emu.controller.tuns import TunKeeper
 from emu.model.cluster import ClusterSpec
 from emu.observe.programming import KEPT, Publication
 from emu.registry.registry import Registry
@@ -74,7 +75,8 @@ class ControlPlane:
         self.calls = Calls(link, self.lives)
         self.traces = Traces(store, self.calls)
         self.collector.on_answer, self.collector.on_hop = self.calls.on_answer, self.traces.on_hop
-        self.collector.on_new_life = self.calls.on_new_life
+        self.tuns = TunKeeper(registry, self.calls.tell)
+        self.collector.on_new_life = self._on_new_life
         self._beat = grace / 8
         self._publish_period = self._pause = publish_period
         self._published_at = float("-inf")
@@ -129,6 +131,10 @@ class ControlPlane:
         for change in changes:
             if change.resource == "nodes" and change.type == "DELETED":
                 self.collector.on_node_deleted(change.object["metadata"]["name"])
+
+    def _on_new_life(self, node: str) -> None:
+        self.calls.on_new_life(node)
+        self.tuns.on_new_life(node)
 
     # ---- NodeCalls -----------------------------------------------------------------------------------------------------------
 

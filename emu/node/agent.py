@@ -20,6 +20,7 @@ from emu.model.objects import ZONE_LABEL
 from emu.node.calls import Calls
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
+from emu.node.tuns import Tuns
 from emu.observe.hops import pack
 from emu.observe.programming import Swap
 from emu.pod.kernel import Kernel
@@ -52,7 +53,8 @@ class Agent:
         machine.node.route_localnet = self.proxy.route_localnet
         self._early_lease = min(EARLY_LEASE * len(spec.nodes), spec.timings.lease_period)
         self._listed = False
-        self._calls = Calls(self.kubelet, machine, kernel, link.post, self.stop_proxy)
+        self.tuns = Tuns(spec, machine, kernel, self.kubelet.namespace, link.wake)
+        self._calls = Calls(self.kubelet, machine, kernel, link.post, self.stop_proxy, self.tuns.methods())
         # a lease before the hello would only have it asked for again
         self._lease_at, self._leased_at = kernel.now() + spec.timings.lease_period, 0.0
         self._expired_at = self._pipes_at = 0.0
@@ -74,6 +76,7 @@ class Agent:
             if life_fd >= 0 and select.select([life_fd], [], [], 0)[0] and not os.read(life_fd, 1):
                 break
         self.kubelet.shut_down()
+        self.tuns.close()
 
     def look(self, patience: float) -> None:
         """Take in what has come, waiting up to `patience` seconds for it, and do what is due."""
@@ -107,6 +110,7 @@ class Agent:
         statuses = self.kubelet.turn(now)
         if statuses:
             self._link.post({"t": "pods", "statuses": statuses})
+        self.tuns.turn()
         if now >= self._lease_at:
             self._close_idle_pipes(now)
             self._leased_at, self._lease_at = now, now + self._spec.timings.lease_period
@@ -192,7 +196,7 @@ class Agent:
             return
         built = self._kernel.now()
         self._kernel.enter()
-        self._machine.node.swap(result.ruleset)
+        self._machine.swap(result.ruleset)
         if result.stale is not None:
             self._machine.node.netfilter.conntrack.delete_matching(result.stale)
         self._kernel.leave()

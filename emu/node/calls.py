@@ -24,21 +24,25 @@ from emu.stack.vxlan import Vxlan
 from emu.wire.addr import SockAddr, format_ip, format_mac, parse_ip
 
 Body = dict[str, Any]
+Method = Callable[[int, Body], Body | None]
+"""Takes a call's number and parameters; returns the answer, or None if it comes later."""
 
 
 class Calls:
-    """The methods of one node. `stop_proxy` stops its kube-proxy (True) or begins it anew."""
+    """The methods of one node. `stop_proxy` stops its kube-proxy (True) or begins it anew; `more` answer for themselves."""
 
     def __init__(
-        self, kubelet: Kubelet, machine: Machine, kernel: Kernel, post: Callable[[Body], None], stop_proxy: Callable[[bool], None]
-    ) -> None:
+        self, kubelet: Kubelet, machine: Machine, kernel: Kernel, post: Callable[[Body], None], stop_proxy: Callable[[bool], None],
+        more: Mapping[str, Method] | None = None,
+    ) -> None:  # fmt: skip
         self._stop_proxy = stop_proxy
         self._kubelet, self._machine, self._kernel, self._post = kubelet, machine, kernel, post
         self._running: dict[int, Any] = {}
         self.swaps: deque[Swap] = deque(maxlen=KEPT)
-        self._methods: Mapping[str, Callable[[int, Body], Body | None]] = {
+        self._methods: Mapping[str, Method] = {
             "rules": self._rules, "conntrack": self._conntrack, "routes": self._routes, "trace": self._trace, "forget": self._forget,
             "exec": self._exec, "logs": self._logs, "stats": self._stats, "swaps": self._swaps, "flow": self._flow, "proxy": self._proxy,
+            **(more or {}),
         }  # fmt: skip
 
     def on_message(self, message: Body) -> None:

@@ -16,6 +16,7 @@ from emu.cni.plugin import Cni, NodeAddress, PeerChange
 from emu.errors import DropReason
 from emu.model.links import Fault, Place, between
 from emu.netfilter.conntrack import KUBE_PROXY_TIMEOUTS
+from emu.netfilter.ruleset import RuleSet
 from emu.netfilter.skb import Skb
 from emu.overlay.carrier import Carrier
 from emu.overlay.links import Leg, Links
@@ -32,7 +33,7 @@ NODE_NETWORK = Network.parse("192.168.0.0/16")
 
 def same_pipe(peer: NodeRecord, before: NodeRecord) -> bool:
     """May what is queued for the peer stay queued? Not for another life of it, and not when it has just stopped answering."""
-    return peer._replace(ready=before.ready, zone=before.zone) == before and (peer.ready or not before.ready)
+    return peer._replace(ready=before.ready, zone=before.zone, routes=before.routes) == before and (peer.ready or not before.ready)
 
 
 class Machine:
@@ -115,6 +116,8 @@ class Machine:
                 del self._names[ip]
                 if ip not in self._node_network:
                     self.node.remove_route(_only(ip))
+        for network in before.routes.split():
+            self.node.remove_route(Network.parse(network))
         moved = peer is None or (peer.ips[0], peer.network, peer.length) != (before.ips[0], before.network, before.length)
         return [PeerChange(before.network, before.length, None)] if moved else []
 
@@ -124,6 +127,8 @@ class Machine:
             self._names[ip] = name
             if (before is None or ip not in before.ips) and ip not in self._node_network:
                 self.node.add_route(Route(_only(ip), "eth0"))
+        for network in peer.routes.split():  # as an administrator would tell every node, or the router that all of them use
+            self.node.add_route(Route(Network.parse(network), "eth0", gateway=peer.ips[0]))
         moved = before is None or (peer.ips[0], peer.network, peer.length) != (before.ips[0], before.network, before.length)
         return [PeerChange(peer.network, peer.length, peer.ips[0])] if moved else []
 
@@ -134,6 +139,10 @@ class Machine:
         if peer is not None:
             self.underlay.incarnations[ip] = peer.incarnation
             self.carrier.add_peer(ip, peer.endpoint)
+
+    def swap(self, ruleset: RuleSet) -> None:
+        """Put in force what kube-proxy wants, and what the CNI has beside it."""
+        self.node.swap(self.cni.rules(ruleset))
 
     # ---- trouble on links -----------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The TUN devices of one node: which there are, what becomes of each, and the thread that reads what the kernel sends.
 
 Decides what a device's two ends are given: the kernel's an address and routes to all that can be reached through it, ours a route
-to the kernel's network. A device goes with its pod, its node and its namespace, whichever is first. `add`, `remove`, `turn` and
-`listing` run on the control loop alone.
+to the kernel's network. A device goes with its pod or its node; it keeps the kernel's namespace from going, as any open socket
+would, but not from losing the device (`ip link del`). `add`, `remove`, `turn` and `listing` run on the control loop alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from emu.errors import ApiError, DropReason, PodwireError
 from emu.model.cluster import ClusterSpec
 from emu.model.tun import TunSpec
 from emu.node import netns
+from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
 from emu.pod.kernel import Kernel
 from emu.stack.namespace import NetNamespace
 from emu.stack.route import Route
 from emu.stack.tun import LONGEST_FRAME, Tun
 from emu.wire.addr import Network, format_ip
+
+Body = dict[str, Any]
 
 BATCH = 64  # frames in one entry into the stack: the lock's price is shared, and nobody waits for it longer than a millisecond or so
 
@@ -122,8 +125,19 @@ class Tuns:
         self._networks = tuple(Network.parse(cidr) for cidr in (cluster.pod_cidr, cluster.service_cidr, cluster.node_cidr))
         self._entries: dict[str, Entry] = {}
 
-    def add(self, spec: TunSpec) -> dict[str, Any]:
+    def methods(self) -> dict[str, Callable[[int, Body], Body]]:
+        """What the controller may call (`calls.Method`)."""
+        return {
+            "tun-add": lambda number, params: self.add(TunSpec.from_mapping(params)),
+            "tun-restore": lambda number, params: self.restore(TunSpec.from_mapping(params)),
+            "tun-remove": lambda number, params: self.remove(params["device"]),
+            "tun-list": lambda number, params: {"items": self.listing()},
+        }
+
+    def add(self, spec: TunSpec) -> Body:
         """Make a device now; ApiError if that cannot be, and then nothing of it is there."""
+        if not isinstance(self._kernel, LeaderFollower):
+            raise ApiError(501, "NotImplemented", "a cluster in one process has a clock of its own, which no kernel keeps to")
         if spec.device in self._entries:
             raise ApiError(409, "AlreadyExists", f"node {self._machine.me.name} has a TUN device {spec.device} already")
         ns = self._home(spec)
@@ -134,7 +148,7 @@ class Tuns:
         self._entries[spec.device] = entry
         return self._shown(entry)
 
-    def restore(self, spec: TunSpec) -> dict[str, Any]:
+    def restore(self, spec: TunSpec) -> Body:
         """Have the device that an earlier life of this node had; what cannot be had is told by its state."""
         entry = self._entries.get(spec.device)
         if entry is None or entry.spec != spec:
@@ -144,14 +158,14 @@ class Tuns:
             self._try(entry)
         return self._shown(entry)
 
-    def remove(self, name: str) -> dict[str, Any]:
+    def remove(self, name: str) -> Body:
         entry = self._entries.pop(name, None)
         if entry is None:
             raise ApiError(404, "NotFound", f"node {self._machine.me.name} has no TUN device {name}")
         self._close(entry)
         return self._shown(entry)
 
-    def listing(self) -> list[dict[str, Any]]:
+    def listing(self) -> list[Body]:
         return [self._shown(entry) for entry in self._entries.values()]
 
     def turn(self) -> None:
@@ -195,7 +209,8 @@ class Tuns:
         if clash is not None:
             raise ApiError(422, "Invalid", f"address: Invalid value: {spec.address!r}: overlaps the cluster's {clash}")
         if spec.device in ns.devices or ns.routes.exact(spec.network) is not None:
-            raise ApiError(409, "Conflict", f"{ns.name} has a device {spec.device} or a route to {spec.network} already")
+            what = f"a device {spec.device}" if spec.device in ns.devices else f"a route to {spec.network}"
+            raise ApiError(409, "Conflict", f"{ns.name} has {what} already")
         if spec.pod:  # a pod does not forward
             networks = tuple(Network.parse(format_ip(ip)) for ip, _ in ns.devices["eth0"].addresses)
         try:
@@ -223,7 +238,7 @@ class Tuns:
         port.close()
         self._kernel.leave()
 
-    def _shown(self, entry: Entry) -> dict[str, Any]:
+    def _shown(self, entry: Entry) -> Body:
         device = entry.device
         counters = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes")
         return {

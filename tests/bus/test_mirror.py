@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from emu.bus.messages import DEL, NODES, SERVICES, SET, Update, pack, unpack
 from emu.bus.mirror import KEPT, Applied, Mirror
 from emu.bus.publisher import BATCH, Publisher
-from emu.bus.views import NodeRecord
+from emu.bus.views import NodeRecord, node_value
+from emu.model.tun import ANNOTATION, TunSpec, annotation
 from emu.store.store import Store
 
 
@@ -285,5 +286,14 @@ def test_nodes_are_published_as_their_neighbours_need_them(store, publisher):
     )
     (one,) = publisher.flush()
     assert one.stream == NODES
-    assert unpack(one.changes[0][2]) == [[b"\xc0\xa8\0\2"], b"\x0a\xf4\1\0", 24, "ipc:///x", 4, True, ""]
+    assert unpack(one.changes[0][2]) == [[b"\xc0\xa8\0\2"], b"\x0a\xf4\1\0", 24, "ipc:///x", 4, True, "", ""]
     assert NodeRecord.read(one.changes[0][2]) == NodeRecord([b"\xc0\xa8\0\2"], b"\x0a\xf4\1\0", 24, "ipc:///x", 4, True, "")
+
+
+def test_peers_hear_of_the_networks_behind_a_nodes_tun_devices_but_not_behind_its_pods():
+    tuns = [TunSpec("pw0", "a", "172.31.0.1/24"), TunSpec("pw1", "b", "172.30.0.1/24"), TunSpec("pw2", "c", "10.1.0.1/24", pod="default/p")]
+    node = {"metadata": {"name": "node-1", "annotations": {ANNOTATION: annotation(tuns)}}, "spec": {"podCIDR": "10.244.1.0/24"}}
+    value = {**node_value(node), "ip": "192.168.0.2"}
+    assert NodeRecord.of(value).routes == "172.30.0.0/24 172.31.0.0/24"
+    assert NodeRecord.read(pack(NodeRecord.of(value))) == NodeRecord.of(value)
+    assert NodeRecord.read(pack(NodeRecord.of({**value, "routes": "172.30.0.0/24 nonsense"}))) is None

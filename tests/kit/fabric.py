@@ -109,7 +109,7 @@ class Fabric:
             result = proxy.sync(max(self.clock.now(), proxy.poll_at() or 0.0))
             if result is not None:
                 machine.softnet.now = self.clock.now()
-                machine.node.swap(result.ruleset)
+                machine.swap(result.ruleset)
 
     def kernel(self, node: int) -> FabricKernel:
         return FabricKernel(self, self.machines[f"node-{node}"])

@@ -27,7 +27,7 @@ def serve(node: RealNode) -> None:
     result = node.proxy.sync(node.kernel.now() + 1)
     assert result is not None
     node.kernel.enter()
-    node.machine.node.swap(result.ruleset)
+    node.machine.swap(result.ruleset)
     node.kernel.leave()
 
 
