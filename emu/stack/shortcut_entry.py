@@ -23,7 +23,7 @@ _SMALLEST = OVERHEAD + 28
 class Entry:
     """The way from the underlay to a socket. `outer` and `inner` are the connections of tunnel and payload."""
 
-    __slots__ = ("devices", "inner", "inner_flow", "limit", "outer", "outer_flow", "owned", "sender", "sock", "tcp", "udp")
+    __slots__ = ("devices", "inner", "inner_flow", "limit", "outer", "outer_flow", "sender", "sock", "tcp", "udp")
 
     def __init__(self, devices: tuple[Device, Device, Veth, Veth], outer: Flow, inner: Flow, sock: TcpSocket | UdpSocket) -> None:
         assert outer.conn is not None
@@ -34,7 +34,6 @@ class Entry:
         self.udp: UdpSocket | None = sock if isinstance(sock, UdpSocket) else None
         head = inner.head
         self.sender = SockAddr(head[6:10], head[14] << 8 | head[15])
-        self.owned = head[10:14] in sock.ns.local
 
     def take(self, message: bytes, at: int, length: int, gso_size: int) -> bool:
         """Deliver the frame at `message[at:at + length]`, which ends the message; False if it must go the long way."""
@@ -59,7 +58,7 @@ class Entry:
         inner.touch(now, size, inner_flow.reply)
         self._credit(length, size)
         if sock.softnet.checks:
-            assert self.owned, f"{sock.ns.name} was handed a packet that is not its own"
+            assert inner_flow.head[10:14] in sock.ns.local, f"{sock.ns.name} was handed a packet that is not its own"
         if tcp is not None:
             tcp.segment(message, l4)
         elif self.udp is not None:
