@@ -145,12 +145,11 @@ def test_a_cut_only_delays(gso: bool, at: float, lasts: float, direction: str) -
 
 
 def test_under_a_cut_retransmissions_back_off_by_doubling() -> None:
-    transfer = Transfer(noise(20_000_000, 1))
-    transfer.fabric.fault(link="*->*", delay="10ms")
+    transfer = Transfer(noise(4_000_000, 1))
+    transfer.fabric.fault(link="*->*", delay="10ms", rate="50mbit")
     transfer.start()
-    for _ in range(40):
+    while len(transfer.received) < 1_000_000:
         transfer.step()
-    assert not transfer.done
     attempts: list[float] = []
     sender = transfer.fabric.machines["node-1"]
 
@@ -160,11 +159,11 @@ def test_under_a_cut_retransmissions_back_off_by_doubling() -> None:
     sender.carrier._dropped = lost
     transfer.fabric.fault(link="node-1->node-2", cut=True)
     cut_at = transfer.fabric.clock.now()
-    while transfer.fabric.clock.now() < cut_at + 5.0:
+    while transfer.fabric.clock.now() < cut_at + 12.0:
         transfer.step()
     moments = [at for at, _ in itertools.groupby(round(at - cut_at, 3) for at in attempts)]
     gaps = [b - a for a, b in itertools.pairwise(moments) if b - a > 0.15]
-    assert len(gaps) >= 4
+    assert len(gaps) >= 5
     for shorter, longer in itertools.pairwise(gaps[-4:]):
         assert longer == pytest.approx(2 * shorter, rel=0.05)
     transfer.fabric.heal()
