@@ -129,6 +129,12 @@ class Fault:
     sets: Mapping[str, Any] = field(default_factory=dict)
     groups: tuple[tuple[str, ...], ...] = ()
 
+    def concerns(self, a: Place) -> bool:
+        """May this do anything to what node a sends?"""
+        if self.link is None:
+            return self._group(a) is not None
+        return any(_closeness(word, a) >= 0 for word in (self.link.source, self.link.target)[: 2 if self.link.both else 1])
+
     def parts(self, a: Place, b: Place) -> bool:
         """Does this partition cut the link between the two?"""
         one, other = self._group(a), self._group(b)

@@ -53,6 +53,7 @@ class Machine:
         self.carrier = Links(carrier, self.softnet.arm, self.underlay.incarnations, self._lost_on_link, seed=seed)
         self._place = Place(me.name, zone)
         self._faults: Sequence[Fault] = ()
+        self._concerning: Sequence[Fault] = ()  # those that may be on a link from this node
         # the underlay is one flat network in which every node is on-link, also one whose address is not of the network (`_reach`)
         self._node_network = node_network
         self.node.add_address("eth0", node_network if me.ip in node_network else _only(me.ip), me.ip)
@@ -104,7 +105,7 @@ class Machine:
         if gone or there:
             self.cni.update_peers([*gone, *there])  # in this order: a network may have moved from one to the other
         if self._faults:
-            self._set_legs()
+            self._review_links()
 
     def _lose(self, name: str, before: NodeRecord, peer: NodeRecord | None) -> list[PeerChange]:
         """Take back what does not hold any more of what was known of a peer."""
@@ -149,18 +150,23 @@ class Machine:
     def set_faults(self, faults: Sequence[Fault]) -> None:
         """These are all the faults on links that there are in the cluster."""
         self._faults = faults
-        self._set_legs()
+        self._review_links()
 
-    def _set_legs(self) -> None:
-        """Tell the links to peers what is wrong with them; the wire is the bare carrier while nothing is."""
-        legs: dict[Ip, Leg] = {}
-        for name, packed in self._peers.items() if self._faults else ():
-            peer = NodeRecord.read(packed)
-            trouble = between(self._faults, self._place, Place(name, peer.zone if peer else ""))
-            if peer and not trouble.conditions.fair:
-                legs.update(dict.fromkeys(peer.ips, Leg(f"{self.me.name}->{name}", trouble)))
-        self.carrier.set(legs, self.softnet.now)
-        self.underlay.wire = self.carrier if legs else self._wire
+    def _review_links(self) -> None:
+        """Faults or nodes have changed. The wire is the bare carrier while no fault can be on a link of this node."""
+        self._concerning = [fault for fault in self._faults if fault.concerns(self._place)]
+        self.carrier.set(self._leg_to, self.softnet.now)
+        self.underlay.wire = self.carrier if self._concerning else self._wire
+
+    def _leg_to(self, ip: Ip) -> Leg | None:
+        """What is wrong with the link to an address."""
+        name = self._names.get(ip, "")
+        packed = self._peers.get(name) if self._concerning else None
+        peer = NodeRecord.read(packed) if packed is not None else None
+        if peer is None:
+            return None
+        trouble = between(self._concerning, self._place, Place(name, peer.zone))
+        return None if trouble.conditions.fair else Leg(f"{self.me.name}->{name}", trouble)
 
     def _lost_on_link(self, reason: DropReason, segments: int, packet: bytes, trace: int) -> None:
         self.node.count(reason, segments)

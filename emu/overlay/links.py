@@ -20,7 +20,7 @@ from math import inf
 from typing import NamedTuple
 
 from emu.errors import DropReason
-from emu.model.links import CONDITIONS, Trouble
+from emu.model.links import Trouble
 from emu.overlay.carrier import Carrier
 from emu.overlay.netem import Netem, Share, Tally
 from emu.stack.underlay import MAX_AGE, MAX_BATCH
@@ -66,26 +66,34 @@ class Links:
         self.armed = inf
         self.held_bytes = 0
         self.tallies: dict[str, Tally] = {}  # by fault
-        self._legs: Mapping[Ip, Leg] = {}
+        self._leg_of: Callable[[Ip], Leg | None] = lambda ip: None
+        self._legs: dict[Ip, Leg | None] = {}  # of the peers that something has been sent to
         self._netems: dict[str, Netem] = {}  # by the link's name; made when it is first used
         self._peers: set[Ip] = set()
         self._held: list[_Held] = []
         self._order = 0
         self._looked = -inf
 
-    def set(self, legs: Mapping[Ip, Leg], now: float) -> None:
-        """These links are in trouble from now on, by the peer's address, and no others."""
-        self._legs = legs
-        blamed = {fault for leg in legs.values() for fault in leg.trouble.blame.values()}
-        self.tallies = {fault: self.tallies.get(fault, Tally()) for fault in blamed}
-        named = {leg.name: leg for leg in legs.values()}
+    def set(self, leg_of: Callable[[Ip], Leg | None], now: float) -> None:
+        """From now on `leg_of` tells what is wrong with the link to an address, None if nothing is; asked at the first message to it,
+        and again for all that have been sent to by `review`."""
+        self._leg_of = leg_of
+        self.review(now)
+
+    def review(self, now: float) -> None:
+        """Something may have changed: look at every link again."""
+        self._legs = {ip: self._leg_of(ip) for ip in self._legs}
+        named = {leg.name: leg for leg in self._legs.values() if leg is not None}
+        blamed = {fault for leg in named.values() for fault in leg.trouble.blame.values()}
+        self.tallies = {fault: tally for fault, tally in self.tallies.items() if fault in blamed}
         self._netems = {name: netem for name, netem in self._netems.items() if name in named}
         for name, netem in self._netems.items():
             self._set_one(netem, named[name])
         if self._held:
-            self._let_go(now, [entry for entry in self._held if entry[2].ip not in legs])
-            self._held = [entry for entry in self._held if entry[2].ip in legs]
+            fair = [entry for entry in self._held if self._legs.get(entry[2].ip) is None]
+            self._held = [entry for entry in self._held if self._legs.get(entry[2].ip) is not None]
             heapq.heapify(self._held)
+            self._let_go(now, fair)
 
     def _netem(self, leg: Leg) -> Netem:
         netem = self._netems.get(leg.name)
@@ -95,7 +103,7 @@ class Links:
         return netem
 
     def _set_one(self, netem: Netem, leg: Leg) -> None:
-        tallies = {name: self.tallies[leg.trouble.blame[name]] for name in CONDITIONS if name in leg.trouble.blame}
+        tallies = {what: self.tallies.setdefault(fault, Tally()) for what, fault in leg.trouble.blame.items()}
         netem.set(leg.trouble.conditions, tallies)
 
     def counters(self) -> dict[str, dict[str, int]]:
@@ -106,7 +114,10 @@ class Links:
     # ---- sending -------------------------------------------------------------------------------------------------------------------
 
     def send(self, ip: Ip, message: bytes) -> bool:
-        leg = self._legs.get(ip)
+        try:
+            leg = self._legs[ip]
+        except KeyError:
+            leg = self._legs[ip] = self._leg_of(ip)
         if leg is None:
             return self._carrier.send(ip, message)
         if ip not in self._peers:
@@ -223,6 +234,7 @@ class Links:
     def remove_peer(self, ip: Ip) -> None:
         """Also of what is held for it nothing is sent."""
         self._peers.discard(ip)
+        self._legs.pop(ip, None)
         self._carrier.remove_peer(ip)
         lost = [entry for entry in self._held if entry[2].ip == ip]
         if lost:

@@ -40,7 +40,7 @@ class Wrapped(Memory):
         inner = self.network.carrier(endpoint)
         made = Links(inner, lambda timed, deadline: None, {}, lambda *drop: None)
         made.endpoint = inner.endpoint
-        made.set({b"\xc0\xa8\0\x09": Leg("a->b", Trouble(Conditions(cut=True), {"cut": "fault-1"}))}, 0.0)
+        made.set({b"\xc0\xa8\0\x09": Leg("a->b", Trouble(Conditions(cut=True), {"cut": "fault-1"}))}.get, 0.0)
         return made
 
 

@@ -60,7 +60,7 @@ class Node:
         return Leg(name, Trouble(Conditions(**conditions), dict.fromkeys(conditions, "fault-1")))
 
     def set(self, **conditions):
-        self.links.set({B: self.leg(**conditions)} if conditions else {}, self.clock.now())
+        self.links.set(({B: self.leg(**conditions)} if conditions else {}).get, self.clock.now())
 
     def at(self, seconds):
         """Let time pass."""
@@ -200,7 +200,7 @@ def test_what_is_held_for_a_life_of_the_peer_that_is_over_is_dropped():
 
 def test_what_is_held_for_a_peer_that_goes_is_dropped():
     node = Node(delay=0.02)
-    node.links.set({B: node.leg(delay=0.02), C: node.leg("a->c", delay=0.02)}, node.clock.now())
+    node.links.set({B: node.leg(delay=0.02), C: node.leg("a->c", delay=0.02)}.get, node.clock.now())
     node.send(b"\x00")
     node.send(b"\x01", ip=C)
     node.links.remove_peer(B)
@@ -260,7 +260,7 @@ def test_a_message_that_is_none_of_ours_is_counted():
 def test_two_addresses_of_a_peer_share_one_link():
     node = Node()
     leg = node.leg(rate=1e6)
-    node.links.set({B: leg, C: leg}, node.clock.now())
+    node.links.set({B: leg, C: leg}.get, node.clock.now())
     node.send(bytes(1250))
     node.send(bytes(1250), ip=C)
     node.at(0.0101)
