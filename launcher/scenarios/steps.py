@@ -297,7 +297,7 @@ def _exec(run: Run, step: Step) -> Told:
     status, stdout, stderr = run.world.execute((namespace, name), given.get("container", ""), command, given.get("stdin", ""))
     expected, actual = judge.execution(step.expect if step.expect is not None else {"exit": 0}, status, stdout, stderr)
     if expected:
-        actual = {"exit": status, **actual, **({"stderr": stderr} if stderr else {})}
+        actual = {"exit": status, "stdout": stdout, **actual, **({"stderr": stderr} if stderr else {})}
     return Told(expected, actual)
 
 
