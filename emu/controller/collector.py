@@ -34,6 +34,7 @@ class NodeReport:
     pid: int = 0
     incarnation: int = 0
     abandoned: int = 0
+    pending: bool = False  # its proxy has heard what its rules do not say yet
     stand_ins: list[str] = field(default_factory=list)
     drops: dict[str, int] = field(default_factory=dict)  # packets that ended there, by reason
     faults: dict[str, dict[str, int]] = field(default_factory=dict)  # fault on links -> what it has done to how many segments
@@ -105,7 +106,7 @@ class Collector:
         if report is None:  # a node of before this controller's life, or of a Node object that somebody deleted
             self._link.send(node, {"t": "hello?"})
             return
-        report.abandoned = lease["abandoned"]
+        report.abandoned, report.pending = lease["abandoned"], bool(lease.get("pending"))
         if isinstance(lease.get("stand_ins"), list):
             report.stand_ins = lease["stand_ins"]
         if isinstance(lease.get("drops"), dict):

@@ -20,7 +20,8 @@ Json = dict[str, Any]
 def status(
     spec: ClusterSpec, url: str, cluster: Cluster, runner: Runner, publisher: Publisher, audience: Audience, collector: Collector
 ) -> Json:
-    """`settled`: the controllers are idle and every Ready node has applied all that was published."""
+    """`settled`: the controllers are `idle` (all is published, too) and every Ready node has applied that, down to its rules."""
+    idle = runner.idle() and not publisher.pending
     nodes = [_node(node, cluster, publisher, audience, collector) for node in cluster.store.list("nodes")[0]]
     known = {node["name"] for node in nodes}
     return {
@@ -28,9 +29,9 @@ def status(
         "profile": spec.profile,
         "url": url,
         "revision": cluster.store.revision,
-        "settled": runner.idle() and not publisher.pending and all(node["behind"] == 0 for node in nodes if node["ready"]),
+        "settled": idle and all(node["behind"] == 0 and not node["pending"] for node in nodes if node["ready"]),
         "publishing": publisher.pending,
-        "idle": runner.idle(),
+        "idle": idle,
         "expected": len(spec.nodes),
         "absent": [node.name for node in spec.nodes if node.name not in known],
         "nodes": nodes,
@@ -66,6 +67,7 @@ def _node(node: Json, cluster: Cluster, publisher: Publisher, audience: Audience
         "applied": audience.applied(name),
         "behind": audience.behind(name, publisher.sequences) if audience.applied(name) else 1,
         "abandoned": report.abandoned,
+        "pending": report.pending,
         "drops": report.drops,
     }
 

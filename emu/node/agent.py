@@ -97,7 +97,11 @@ class Agent:
         """Has everything been applied that was published, by these sequences, down to the rules?"""
         mirrors = self._follower.mirrors.items()
         heard = all(mirror.synced and mirror.sequence >= published.get(stream, -1) for stream, mirror in mirrors)
-        return heard and (self._proxy_stopped or self.proxy.poll_at() is None)
+        return heard and not self._sync_is_due()
+
+    def _sync_is_due(self) -> bool:
+        """Has the proxy heard what its rules do not say yet?"""
+        return not self._proxy_stopped and self.proxy.poll_at() is not None
 
     def _expire_at(self) -> float:
         """When conntrack has something to forget. Read without the lock: a stale answer is corrected at the next turn."""
@@ -114,7 +118,8 @@ class Agent:
         if now >= self._lease_at:
             self._close_idle_pipes(now)
             self._leased_at, self._lease_at = now, now + self._spec.timings.lease_period
-            self._link.post({**self._follower.lease(self.kubelet.abandoned), "stand_ins": self.kubelet.stand_ins(), **self._news()})
+            told = {"stand_ins": self.kubelet.stand_ins(), "pending": self._sync_is_due(), **self._news()}
+            self._link.post(self._follower.lease(self.kubelet.abandoned, **told))
         if now >= self._expire_at():
             self._expired_at = now
             self._kernel.enter()
@@ -168,10 +173,14 @@ class Agent:
         if not self._listed and self._follower.services.synced:
             self._listed = True
             self.proxy.on_listed(now)
-        if step.changed:  # so that the controller learns soon how far this node has come
-            self._lease_at = min(self._lease_at, max(now, self._leased_at + self._early_lease))
+        if step.changed:
+            self._tell_soon(now)
         if step.message is not None:
             self._calls.on_message(step.message)
+
+    def _tell_soon(self, now: float) -> None:
+        """Have a lease early, so that the controller learns how far this node has come."""
+        self._lease_at = min(self._lease_at, max(now, self._leased_at + self._early_lease))
 
     def _set_faults(self) -> None:
         """The whole truth of trouble on links: the cluster file's, and what the broadcast has now."""
@@ -202,6 +211,7 @@ class Agent:
         self._kernel.leave()
         swapped = self._kernel.now()
         self.proxy.on_swapped(swapped - now)
+        self._tell_soon(now)
         if self._heard_at:
             self._calls.swaps.append(Swap(self._follower.services.sequence, self._heard_at, self._read_at, built, swapped))
             self._heard_at = 0.0

@@ -130,6 +130,20 @@ def fault_controller(state: str, name: str, as_json: bool) -> None:
     _told("controller", state, life, as_json=as_json)
 
 
+@fault.command("proxy")
+@click.argument("node")
+@click.argument("state", type=click.Choice(["stop", "restart"]))
+@options.cluster_name
+@options.as_json
+def fault_proxy(node: str, state: str, name: str, as_json: bool) -> None:
+    """Stop a node's kube-proxy (its rules stay, updates stop), or begin it anew."""
+    told = options.client_of(name).podwire("POST", f"nodes/{node}/proxy", {"state": {"stop": "stopped", "restart": "restarted"}[state]})
+    if as_json:
+        options.print_json(told)
+    else:
+        click.echo(f"proxy of {node} {told['proxy']}")
+
+
 @click.command()
 @options.cluster_name
 def kubeconfig(name: str) -> None:

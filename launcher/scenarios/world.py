@@ -165,7 +165,9 @@ class RealWorld:
             return True
         running = {node["name"] for node in seen["nodes"] if node["state"] == "running"} - besides
         told = self.client.podwire("GET", "status")
-        return told["idle"] and all(node["behind"] == 0 for node in told["nodes"] if node["ready"] and node["name"] in running)
+        return told["idle"] and all(
+            node["behind"] == 0 and not node["pending"] for node in told["nodes"] if node["ready"] and node["name"] in running
+        )
 
     def advance(self, seconds: float) -> None:
         time.sleep(seconds)
