@@ -108,14 +108,14 @@ class Conn:
             self.packets += 1
             self.bytes += size
 
-    def touch(self, now: float, size: int, reply: bool) -> None:
-        """A packet has taken the fast path: it is counted, and the connection lives on."""
+    def touch(self, now: float, size: int, reply: bool, packets: int = 1) -> None:
+        """Packets of `size` bytes in all have taken the fast path: they are counted, and the connection lives on."""
         self.expires = now + self.timeout
         if reply:  # `account`, without the call: this is each packet of each known flow
-            self.reply_packets += 1
+            self.reply_packets += packets
             self.reply_bytes += size
         else:
-            self.packets += 1
+            self.packets += packets
             self.bytes += size
 
     def state_name(self) -> str:

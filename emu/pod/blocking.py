@@ -62,8 +62,8 @@ class BlockingSocket:
     """The transferring half of a socket: what is called once a message. Methods are `socket.socket`'s of the same names."""
 
     __slots__ = (
-        "__weakref__", "_enter", "_io_refs", "_kernel", "_leave", "_named", "_options", "_owner", "_read", "_reset_on_close", "_sock",
-        "_timeout", "_waiter", "_wants_close", "_write", "family", "proto", "type",
+        "__weakref__", "_enter", "_heard", "_io_refs", "_kernel", "_leave", "_named", "_options", "_owner", "_read", "_reset_on_close",
+        "_sock", "_timeout", "_waiter", "_wants_close", "_write", "family", "proto", "type",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +79,7 @@ class BlockingSocket:
         self._timeout: float | None = None
         self._waiter: Waiter | None = None
         self._options: dict[tuple[int, int], int] = {}
+        self._heard: tuple[SockAddr, Address] | None = None  # the last datagram's sender, and what the program is told of it
         self._named: tuple[Any, SockAddr] | None = None  # the last numeric address that a call named, and what it means
         self._reset_on_close = False
         self._io_refs, self._wants_close = 0, False

@@ -54,8 +54,7 @@ class DatagramSocket(BlockingSocket):
                         raise timed_out()
         finally:
             self._leave()
-        data, sender = got
-        return data[:bufsize], (format_ip(sender.ip), sender.port)
+        return got[0][:bufsize], self._address(got[1])
 
     def sendmmsg(self, messages: Sequence[Datagram], flags: int = 0) -> int:
         """Send datagrams, at most `UIO_MAXIOV`, in one call; how many were sent.
@@ -67,20 +66,17 @@ class DatagramSocket(BlockingSocket):
         if flags & ~HONOURED:
             raise failure(errno.EOPNOTSUPP)
         sockaddr = self._sockaddr
-        batch = [(bytes(data), None if address is None else sockaddr(address)) for data, address in messages[:UIO_MAXIOV]]
+        batch: list[tuple[bytes, SockAddr | None]] = []
+        named, addr = None, None
+        for data, address in messages[:UIO_MAXIOV]:
+            if address is not named:
+                named, addr = address, None if address is None else sockaddr(address)
+            batch.append((bytes(data), addr))
         self._enter()
-        sent = 0
         try:
-            send_to = self._sock.send_to
-            for data, addr in batch:
-                send_to(data, addr)
-                sent += 1
-        except OSError:
-            if not sent:
-                raise
+            return int(self._sock.send_many(batch))
         finally:
             self._leave()
-        return sent
 
     def recvmmsg(self, vlen: int, bufsize: int, flags: int = 0) -> list[tuple[bytes, Address]]:
         """Receive `vlen` datagrams, each cut to `bufsize` bytes, in one call: pairs of data and sender.
@@ -110,7 +106,17 @@ class DatagramSocket(BlockingSocket):
                     raise timed_out()
         finally:
             self._leave()
-        return [(data[:bufsize], (format_ip(sender.ip), sender.port)) for data, sender in got]
+        address = self._address
+        return [(data[:bufsize], address(sender)) for data, sender in got]
+
+    def _address(self, sender: SockAddr) -> Address:
+        """A sender as programs are told of it. Many datagrams in a row have the same one."""
+        heard = self._heard
+        if heard is not None and heard[0] is sender:
+            return heard[1]
+        address = format_ip(sender.ip), sender.port
+        self._heard = sender, address
+        return address
 
     def _sockaddr(self, address: Any) -> SockAddr:
         """What a program's address means. A numeric one is looked up once: programs name the same one again and again."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK = 65536  # bytes a read; also the most that flow control lets pile up in a connection's output
 BACKLOG = 4096
+AT_A_TIME = 64  # datagrams taken from a socket in one go
 
 
 class Events:
@@ -289,16 +290,22 @@ class DatagramPort:
     def _run(self) -> None:
         events = self._events
         process = events.process
+        heard, address = None, ("", 0)
         while True:
             process.enter()
             try:
                 self._sock.take_error()  # of an answer that found nobody: udp(7) would tell the next call, which is no one's here
-                got = self._sock.receive()
+                datagrams = self._sock.receive_many(AT_A_TIME)
             finally:
                 process.kernel.leave()
-            if got is None:
+            if not datagrams:
                 return
-            events.handler.on_datagram(process.ctx, self, got[0], (format_ip(got[1].ip), got[1].port))
+            for data, sender in datagrams:
+                if process.killed:
+                    break
+                if sender is not heard:
+                    heard, address = sender, (format_ip(sender.ip), sender.port)
+                events.handler.on_datagram(process.ctx, self, data, address)
 
 
 class Alarm(StackSocket):

@@ -15,9 +15,9 @@ from emu.stack.sockets import Waiter
 class Kernel(Protocol):
     """The node's one lock and the ways to wait under it.
 
-    Every call into the stack stands between `enter` and `leave`. `leave` drains the backlog, flushes devices, releases
-    the lock and then runs the handlers that became due. A thread that must wait registers a `Waiter` on its socket and
-    calls `wait` with the lock held; the lock is held again on return.
+    Every call into the stack stands between `enter` and `leave`. `leave` drains the backlog, flushes devices (or sees that they
+    are soon, when calls come thick and fast), releases the lock and then runs the handlers that became due. A thread that must
+    wait registers a `Waiter` on its socket and calls `wait` with the lock held; the lock is held again on return.
     """
 
     def enter(self) -> float:

@@ -56,6 +56,46 @@ class Exit:
         self.tunnel.send(packet, self.flow.head, gso_size)
         return True
 
+    def datagram(self, payload: bytes) -> bool:
+        """As `send`, for the payload of a UDP socket's datagram; written out, as a packet costs little more than its calls do."""
+        conn, softnet, size = self.conn, self.softnet, len(payload) + 28
+        now = softnet.now
+        if self.generation != softnet.generation or conn.epoch != self.epoch or conn.expires <= now or softnet.backlog:
+            return False
+        if size > self.limit or not self.tunnel.datagram(payload, self.flow.head, size, now):
+            return False
+        conn.expires = now + conn.timeout
+        if self.flow.reply:
+            conn.reply_packets += 1
+            conn.reply_bytes += size
+        else:
+            conn.packets += 1
+            conn.bytes += size
+        device = self.pod_device
+        device.tx_packets += 1
+        device.tx_bytes += size
+        device = self.port
+        device.rx_packets += 1
+        device.rx_bytes += size
+        return True
+
+    def send_run(self, payloads: list[bytes]) -> int:
+        """Send datagrams of the UDP socket this was made for, as many as may go this way before one that may not; how many."""
+        conn, softnet = self.conn, self.softnet
+        now = softnet.now
+        if self.tcp or self.generation != softnet.generation or conn.epoch != self.epoch or conn.expires <= now or softnet.backlog:
+            return 0
+        packets, size = self.tunnel.send_run(payloads, self.flow.head, self.limit)
+        if packets:
+            conn.touch(now, size, self.flow.reply, packets)
+            device = self.pod_device
+            device.tx_packets += packets
+            device.tx_bytes += size
+            device = self.port
+            device.rx_packets += packets
+            device.rx_bytes += size
+        return packets
+
 
 def exit_for(pod_device: Device, packet: bytes) -> Exit | None:
     """The shortcut for packets like this one of a pod's socket, if its way has been taken before and leads into a tunnel."""

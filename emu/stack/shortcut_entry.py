@@ -11,6 +11,7 @@ from emu.stack.sockets import UdpSocket
 from emu.stack.tcp_sockets import TcpSocket
 from emu.stack.vxlan import OVERHEAD, Vxlan
 from emu.wire.addr import SockAddr
+from emu.wire.message import RECORD
 
 if TYPE_CHECKING:
     from emu.stack.softnet import Softnet
@@ -18,14 +19,20 @@ if TYPE_CHECKING:
 INNER_TCP = OVERHEAD + 20
 _LENGTHS = struct.Struct("!2xH20xH26xH")  # outer IPv4's, outer UDP's, inner IPv4's
 _SMALLEST = OVERHEAD + 28
+# A record with a datagram, around the three runs of bytes that its flow never changes (see `entry_key`): record's length, gso_size
+# and trace; outer version, length, run, outer UDP length, run, inner length, run, inner UDP length
+_DATAGRAM = struct.Struct("!HHIBxH2x18sH26sH2x18sH2x")
+_BEFORE = RECORD.size + _SMALLEST  # what stands before a datagram's payload
 
 
 class Entry:
     """The way from the underlay to a socket. `outer` and `inner` are the connections of tunnel and payload."""
 
-    __slots__ = ("devices", "inner", "inner_flow", "limit", "outer", "outer_flow", "sender", "sock", "tcp", "udp")
+    __slots__ = ("devices", "inner", "inner_flow", "limit", "outer", "outer_flow", "runs", "sender", "sock", "tcp", "udp")
 
-    def __init__(self, devices: tuple[Device, Device, Veth, Veth], outer: Flow, inner: Flow, sock: TcpSocket | UdpSocket) -> None:
+    def __init__(
+        self, devices: tuple[Device, Device, Veth, Veth], outer: Flow, inner: Flow, sock: TcpSocket | UdpSocket, key: bytes
+    ) -> None:
         assert outer.conn is not None
         assert inner.conn is not None
         self.devices, self.outer_flow, self.inner_flow, self.sock = devices, outer, inner, sock
@@ -34,6 +41,7 @@ class Entry:
         self.udp: UdpSocket | None = sock if isinstance(sock, UdpSocket) else None
         head = inner.head
         self.sender = SockAddr(head[6:10], head[14] << 8 | head[15])
+        self.runs = key[:18], key[18:44], key[44:]
 
     def take(self, message: bytes, at: int, length: int, gso_size: int) -> bool:
         """Deliver the frame at `message[at:at + length]`, which ends the message; False if it must go the long way."""
@@ -65,21 +73,65 @@ class Entry:
             self.udp.datagram(message[l4 + 8 :], self.sender)
         return True
 
+    def take_run(self, message: bytes, at: int, size: int) -> int:
+        """Deliver the record at `at` and those after it that are the same flow's, in a message of `size` bytes.
+
+        Where the first record stands that must go another way: `at` itself if none was taken.
+        """
+        udp = self.udp
+        if udp is None:
+            length, gso_size, _ = RECORD.unpack_from(message, at)
+            end = at + RECORD.size + length
+            return end if self.take(message[:end] if end < size else message, at + RECORD.size, length, gso_size) else at
+        now = udp.softnet.now
+        if self.outdated or self.outer.expires <= now or self.inner.expires <= now:
+            return at
+        outer, middle, inner = self.runs
+        limit, start, payloads = self.limit, at, []
+        while at + _BEFORE <= size:
+            length, gso_size, trace, version, whole, run, udp_length, other_run, inner_size, third_run, inner_udp = _DATAGRAM.unpack_from(
+                message, at
+            )
+            end = at + RECORD.size + length
+            if (
+                run != outer or other_run != middle or third_run != inner or version != 0x45 or trace or gso_size or end > size
+                or whole != length or udp_length != length - 20 or inner_size != length - OVERHEAD or inner_udp != inner_size - 20
+                or inner_size > limit or length < _SMALLEST
+            ):  # fmt: skip
+                break
+            payloads.append(message[at + _BEFORE : end])
+            at = end
+        if payloads:
+            self._deliver(payloads, at - start - len(payloads) * RECORD.size, now)
+        return at
+
+    def _deliver(self, payloads: list[bytes], whole: int, now: float) -> None:
+        """Hand datagrams to their socket, `whole` being the bytes of all outer packets."""
+        udp, packets = self.udp, len(payloads)
+        assert udp is not None
+        size = whole - packets * OVERHEAD
+        self.outer.touch(now, whole, self.outer_flow.reply, packets)
+        self.inner.touch(now, size, self.inner_flow.reply, packets)
+        self._credit(whole, size, packets)
+        if udp.softnet.checks:
+            assert self.inner_flow.head[10:14] in udp.ns.local, f"{udp.ns.name} was handed packets that are not its own"
+        udp.datagrams(payloads, self.sender)
+
     @property
     def outdated(self) -> bool:
         """Has a connection changed its state since? What this was joined from will never agree with it again."""
         return self.outer.epoch != self.outer_flow.epoch or self.inner.epoch != self.inner_flow.epoch
 
-    def _credit(self, length: int, size: int) -> None:
-        """Count the packet at every device that it would have passed."""
+    def _credit(self, length: int, size: int, packets: int = 1) -> None:
+        """Count packets of so many bytes, outer and inner, at every device that they would have passed."""
         underlay, vxlan, port, eth0 = self.devices
-        underlay.rx_packets += 1
+        underlay.rx_packets += packets
         underlay.rx_bytes += length
-        vxlan.rx_packets += 1
+        vxlan.rx_packets += packets
         vxlan.rx_bytes += size
-        port.tx_packets += 1
+        port.tx_packets += packets
         port.tx_bytes += size
-        eth0.rx_packets += 1
+        eth0.rx_packets += packets
         eth0.rx_bytes += size
 
 
@@ -105,7 +157,7 @@ def join_entry(softnet: Softnet, underlay: Device, message: bytes, at: int, key:
     shortcuts = softnet.shortcuts
     if len(shortcuts) >= MAX_FLOWS:
         shortcuts.clear()
-    shortcuts[key] = Entry((underlay, vxlan, port, port.peer), outer, inner, sock)
+    shortcuts[key] = Entry((underlay, vxlan, port, port.peer), outer, inner, sock, key)
     for holder in (outer.conn, inner.conn, sock):  # with whose end the shortcut ends
         assert holder is not None
         holder.flows.append((shortcuts, key))

@@ -7,10 +7,11 @@ handler program leaves `on_event`, which is queued on the softnet and run once t
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from emu.errors import DropReason
@@ -177,6 +178,9 @@ class UdpSocket(Socket):
             sender, traced = self.answer
             if sender == to:
                 trace, self.answer = traced | REPLY, None
+        shortcut = self.shortcut
+        if shortcut is not None and not trace and shortcut.datagram(data):
+            return len(data)
         packet = _UDP.pack(0x45, 0, size, 0, 0x4000, self.ttl, UDP, 0, self._src, to[0], self.local[1], to[1], size - 20, 0) + data
         gso_size = 0 if size <= self._mtu else self._mtu - 20 & ~7
         if trace:
@@ -185,6 +189,30 @@ class UdpSocket(Socket):
             self.look_for_shortcut(packet)
             self._transmit(packet, gso_size, 0)
         return len(data)
+
+    def send_many(self, batch: Sequence[tuple[bytes, SockAddr | None]]) -> int:
+        """As `send_to` for each, in order; how many until one failed. OSError if that is the first."""
+        sent, total = 0, len(batch)
+        try:
+            while sent < total:
+                data, to = batch[sent]
+                if self.shortcut is not None and not self.error and self.answer is None and self._epoch == self.ns.epoch:
+                    run = []
+                    known = self._to
+                    for payload, address in itertools.islice(batch, sent, None):
+                        if (address or self.remote) != known:
+                            break
+                        run.append(payload)
+                    taken = self.shortcut.send_run(run) if run else 0
+                    if taken:
+                        sent += taken
+                        continue
+                self.send_to(data, to)
+                sent += 1
+        except OSError:
+            if not sent:
+                raise
+        return sent
 
     def _prepare(self, to: SockAddr) -> None:
         src = self.source(to.ip)
@@ -234,6 +262,17 @@ class UdpSocket(Socket):
             return
         self.queue.append((payload, sender))
         self.queued_bytes += len(payload) + SKB_OVERHEAD
+        self.notify()
+
+    def datagrams(self, payloads: list[bytes], sender: SockAddr) -> None:
+        """As many calls of `datagram`, one after the other, but whoever waits is woken once."""
+        queue, queued = self.queue, self.queued_bytes
+        if queued + sum(map(len, payloads)) + SKB_OVERHEAD * len(payloads) > RCVBUF:
+            for payload in payloads:
+                self.datagram(payload, sender)
+            return
+        queue.extend([(payload, sender) for payload in payloads])
+        self.queued_bytes = queued + sum(map(len, payloads)) + SKB_OVERHEAD * len(payloads)
         self.notify()
 
     def flow_input(self, data: bytes, head: bytes, gso_size: int) -> None:

@@ -49,6 +49,8 @@ class Softnet:
         self.backlog: deque[tuple[Receive, bytes, int, int]] = deque()
         self.due: deque[Socket] = deque()  # sockets whose event handler must run once the lock is free
         self.flush: Callable[[], None] | None = None  # set while the underlay has packets queued for the carrier
+        self.queued_at = 0.0  # since when,
+        self.queued_bytes = 0  # and how much
         self.shortcuts: dict[bytes, Entry] = {}  # from the underlay straight to sockets
         self.generation = 0  # moves whenever a namespace of this node is reconfigured
         self.hops: list[Hop] = []

@@ -1,8 +1,9 @@
 """eth0 of a node: the device whose wire is a carrier. Decides batching, and what of the carrier is too old or not for us.
 
 What is queued for a peer goes as one message when the outermost entry into the stack returns, so packets that are ready
-together travel together and a lone packet never waits. Messages for another incarnation of this node, and inside one host
-those older than `MAX_AGE`, are dropped and counted: a restarted node never delivers to a new owner of an address.
+together travel together and a lone packet never waits; the shell may let several entries pass in a rush. Messages for another
+incarnation of this node, and inside one host those older than `MAX_AGE`, are dropped and counted: a restarted node never
+delivers to a new owner of an address.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ class Underlay(Device):
         self.incarnations: dict[Ip, int] = {}
         self.introduce: Callable[[Ip], None] = lambda ip: None
         self._lone: tuple[Ip, bytes] | None = None  # the only message queued, while it is the only one
-        self._pending: dict[Ip, list[bytes]] = {}
-        self._pending_bytes = 0
+        self._pending: dict[Ip, list[bytes]] = {}  # pieces that make a message
 
     def resolve(self, ip: Ip) -> bool:
         if ip not in self.incarnations:
@@ -81,23 +81,54 @@ class Underlay(Device):
         softnet = self._softnet
         if softnet.flush is None:
             softnet.flush = self.flush
+            softnet.queued_at, softnet.queued_bytes = softnet.now, len(message)
             self._lone = (peer, message)
             return
-        lone = self._lone
-        if lone is not None:
-            self._lone = None
-            self._batch(*lone)
-        self._batch(peer, message)
-        if self._pending_bytes > MAX_BATCH:
-            self.flush()
-
-    def _batch(self, peer: Ip, message: bytes) -> None:
+        self._join_lone()
         batch = self._pending.get(peer)
         if batch is None:
             self._pending[peer] = [message]
         else:
             batch.append(message[PREAMBLE.size :])  # the first one's preamble is for all
-        self._pending_bytes += len(message)
+        softnet.queued_bytes += len(message)
+        if softnet.queued_bytes > MAX_BATCH:
+            self.flush()
+
+    def queue_record(self, peer: Ip, record: bytes) -> None:
+        """Take one packet as a record without a preamble."""
+        batch = self._pending.get(peer)
+        if batch is None or self._lone is not None:
+            self.queue_records(peer, [record], len(record))
+            return
+        batch.append(record)
+        softnet = self._softnet
+        softnet.queued_bytes += len(record)
+        if softnet.queued_bytes > MAX_BATCH:
+            self.flush()
+
+    def queue_records(self, peer: Ip, pieces: list[bytes], size: int) -> None:
+        """Take many packets at once: their records, in as many pieces as the caller likes, `size` bytes in all."""
+        softnet = self._softnet
+        if softnet.flush is None:
+            softnet.flush = self.flush
+            softnet.queued_at, softnet.queued_bytes = softnet.now, 0
+        self._join_lone()
+        batch = self._pending.get(peer)
+        if batch is None:
+            head = PREAMBLE.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), int(softnet.now * 1e6))
+            self._pending[peer] = [head, *pieces]
+        else:
+            batch += pieces
+        softnet.queued_bytes += size
+        if softnet.queued_bytes > MAX_BATCH:
+            self.flush()
+
+    def _join_lone(self) -> None:
+        """The message that was alone is not any more."""
+        if self._lone is not None:
+            peer, message = self._lone
+            self._lone = None
+            self._pending[peer] = [message]
 
     def flush(self) -> None:
         """Hand every batch to the carrier; a full queue drops, as a network card does."""
@@ -109,7 +140,6 @@ class Underlay(Device):
             self._send(*lone)
             return
         pending, self._pending = self._pending, {}
-        self._pending_bytes = 0
         for peer, batch in pending.items():
             self._send(peer, batch[0] if len(batch) == 1 else b"".join(batch))
 
@@ -142,14 +172,34 @@ class Underlay(Device):
                 return
             elif shortcut.outdated:
                 del self._softnet.shortcuts[key]  # the next packet joins it anew, from what this one leaves behind
+            self.receive(message[_FIRST:], gso_size, trace)
+            return
+        self._receive_batch(message, size)
+
+    def _receive_batch(self, message: bytes, size: int) -> None:
+        """Many packets: those of one flow, one after the other, take its shortcut in one go."""
+        softnet = self._softnet
         at = PREAMBLE.size
         while at + RECORD.size <= size:
             length, gso_size, trace = RECORD.unpack_from(message, at)
-            at += RECORD.size
-            if at + length > size:
+            start = at + RECORD.size
+            end = start + length
+            if end > size:
                 at = 0
                 break
-            self.receive(message[at : at + length], gso_size, trace)
-            at += length
+            if not trace and not softnet.backlog:  # what went the long way before must not be overtaken
+                key = entry_key(message, start)
+                shortcut = softnet.shortcuts.get(key)
+                if shortcut is None:
+                    join_entry(softnet, self, message, start, key)
+                else:
+                    taken = shortcut.take_run(message, at, size)
+                    if taken > at:
+                        at = taken
+                        continue
+                    if shortcut.outdated:
+                        del softnet.shortcuts[key]
+            self.receive(message[start:end], gso_size, trace)
+            at = end
         if at != size:
             self.ns.count(DropReason.BAD_MESSAGE)

@@ -17,7 +17,7 @@ from emu.netfilter.skb import UDP, Skb
 from emu.stack.device import Device
 from emu.stack.flow import cacheable
 from emu.wire.addr import Ip, format_ip
-from emu.wire.message import FIRST, VERSION
+from emu.wire.message import FIRST, RECORD, VERSION
 
 if TYPE_CHECKING:
     from emu.stack.namespace import NetNamespace
@@ -33,6 +33,9 @@ _FIRST_PORT, _PORTS = 32768, 28232  # udp_flow_src_port: a hash of the inner flo
 _OUTER = struct.Struct("!HHH18sH24s")
 # a whole message with one packet, up to where the inner packet goes on unchanged: message header, outer headers, inner head
 _FRAME = struct.Struct(f"{FIRST.format}{_OUTER.format[1:]}6s18s")
+# the same of a datagram in a message of many, with its own UDP header's end: length and a zero checksum
+_RECORD = struct.Struct(f"{RECORD.format}{_OUTER.format[1:]}HHH18sHH")
+_RUN = 1 << 16  # bytes after which a run is queued, so that no message outgrows the carrier
 _FIXED = struct.Struct("!HBBH4s4sHH")  # fragment bits .. UDP destination port
 _TAIL = struct.Struct("!HII6s6sH")  # UDP checksum .. Ethernet type
 
@@ -70,6 +73,67 @@ class Tunnel:
             0x4500, size + 50, ident, self.fixed, size + 30, self.tail, data[:6], head,
         )  # fmt: skip
         underlay.queue(self.peer, header + data[24:])
+
+    def datagram(self, payload: bytes, head: bytes, size: int, now: float) -> bool:
+        """Send one datagram, `size` being its inner packet's; False if the tunnel's own connection has ended."""
+        conn = self.conn
+        if conn is not None:
+            if conn.expires <= now:
+                return False
+            conn.expires = now + conn.timeout  # `touch`, without the call
+            conn.packets += 1
+            conn.bytes += size + 50
+        vxlan, underlay = self.vxlan, self.underlay
+        vxlan.ident = ident = vxlan.ident + 1 & 0xFFFF
+        vxlan.tx_packets += 1
+        vxlan.tx_bytes += size
+        underlay.tx_packets += 1
+        underlay.tx_bytes += size + 50
+        underlay.queue_record(
+            self.peer,
+            _RECORD.pack(
+                size + 50, 0, 0, 0x4500, size + 50, ident, self.fixed, size + 30, self.tail, 0x4500, size, 0, head, size - 20, 0,
+            ) + payload,
+        )  # fmt: skip
+        return True
+
+    def send_run(self, payloads: list[bytes], head: bytes, limit: int) -> tuple[int, int]:
+        """Send datagrams of one flow, as many as the first that is longer than `limit` lets; packets and bytes of them, inner headers
+        included."""
+        conn, softnet, underlay, vxlan = self.conn, self.softnet, self.underlay, self.vxlan
+        if conn is not None and conn.expires <= softnet.now:
+            return 0, 0
+        pack, fixed, tail, ident = _RECORD.pack, self.fixed, self.tail, vxlan.ident
+        pieces: list[bytes] = []
+        packets = total = length = 0
+        for payload in payloads:
+            size = len(payload) + 28
+            if size > limit:
+                break
+            ident = ident + 1 & 0xFFFF
+            pieces.append(
+                pack(
+                    size + 50, 0, 0, 0x4500, size + 50, ident, fixed, size + 30, tail, 0x4500, size, 0, head, size - 20, 0,
+                ) + payload
+            )  # fmt: skip
+            packets += 1
+            total += size
+            length += len(pieces[-1])
+            if length > _RUN:
+                underlay.queue_records(self.peer, pieces, length)
+                pieces, length = [], 0
+        if pieces:
+            underlay.queue_records(self.peer, pieces, length)
+        if packets:
+            whole = total + packets * OVERHEAD
+            if conn is not None:
+                conn.touch(softnet.now, whole, False, packets)
+            vxlan.ident = ident
+            vxlan.tx_packets += packets
+            vxlan.tx_bytes += total
+            underlay.tx_packets += packets
+            underlay.tx_bytes += whole
+        return packets, total
 
 
 class Vxlan(Device):
