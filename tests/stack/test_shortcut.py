@@ -35,6 +35,7 @@ class World:
         accepted = listener.accept()
         assert accepted is not None
         self.accepted = accepted
+        self.stream.conn.nodelay = True  # a write is a segment, however late its predecessor is acknowledged
         for _ in range(5):
             self.ask()
             self.asked.send_to(b"answer", self.asks.local)
