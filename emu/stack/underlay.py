@@ -49,7 +49,7 @@ class Underlay(Device):
         self.incarnations: dict[Ip, int] = {}
         self.introduce: Callable[[Ip], None] = lambda ip: None
         self._lone: tuple[Ip, bytes] | None = None  # the only message queued, while it is the only one
-        self._pending: dict[Ip, list[bytes]] = {}  # pieces that make a message
+        self._pending: dict[Ip, list[bytes]] = {}  # a message's pieces, one for each packet but for a preamble
 
     def resolve(self, ip: Ip) -> bool:
         if ip not in self.incarnations:
@@ -106,8 +106,8 @@ class Underlay(Device):
         if softnet.queued_bytes > MAX_BATCH:
             self.flush()
 
-    def queue_records(self, peer: Ip, pieces: list[bytes], size: int) -> None:
-        """Take many packets at once: their records, in as many pieces as the caller likes, `size` bytes in all."""
+    def queue_records(self, peer: Ip, records: list[bytes], size: int) -> None:
+        """Take many packets at once: the record of each, `size` bytes in all."""
         softnet = self._softnet
         if softnet.flush is None:
             softnet.flush = self.flush
@@ -116,9 +116,9 @@ class Underlay(Device):
         batch = self._pending.get(peer)
         if batch is None:
             head = PREAMBLE.pack(VERSION, 0, 0, self.incarnations.get(peer, 0), int(softnet.now * 1e6))
-            self._pending[peer] = [head, *pieces]
+            self._pending[peer] = [head, *records]
         else:
-            batch += pieces
+            batch += records
         softnet.queued_bytes += size
         if softnet.queued_bytes > MAX_BATCH:
             self.flush()
@@ -137,15 +137,16 @@ class Underlay(Device):
         lone = self._lone
         if lone is not None:
             self._lone = None
-            self._send(*lone)
+            self._send(*lone, 1)
             return
         pending, self._pending = self._pending, {}
         for peer, batch in pending.items():
-            self._send(peer, batch[0] if len(batch) == 1 else b"".join(batch))
+            message = batch[0] if len(batch) == 1 else b"".join(batch)
+            self._send(peer, message, len(batch) - (len(batch[0]) == PREAMBLE.size))
 
-    def _send(self, peer: Ip, message: bytes) -> None:
+    def _send(self, peer: Ip, message: bytes, packets: int) -> None:
         if not self.wire.send(peer, message):
-            self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER)
+            self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER, packets)
 
     def receive_message(self, message: bytes) -> None:
         """Take one message of the carrier apart. Never raises: what does not hold together is counted and dropped."""

@@ -23,8 +23,9 @@ class World:
         self.one, self.two = (self.fabric.machines[f"node-{n}"] for n in (1, 2))
         self.client, self.server = self.fabric.pod(1, "client"), self.fabric.pod(2, "server")
         self.frames: list[bytes] = []
-        send = self.one.carrier.send
-        self.one.carrier.send = lambda ip, message: self.frames.append(message) or send(ip, message)
+        wire = self.one.underlay.wire
+        send = wire.send
+        wire.send = lambda ip, message: self.frames.append(message) or send(ip, message)
         to = self.server.devices["eth0"].addresses[0][0]
         self.asked, self.asks = UdpSocket(self.server), UdpSocket(self.client)
         self.asked.bind(SockAddr(ANY, 53))
@@ -35,7 +36,6 @@ class World:
         accepted = listener.accept()
         assert accepted is not None
         self.accepted = accepted
-        self.stream.conn.nodelay = True  # a write is a segment, however late its predecessor is acknowledged
         for _ in range(5):
             self.ask()
             self.asked.send_to(b"answer", self.asks.local)

@@ -105,10 +105,12 @@ def test_a_batch_is_bounded_in_bytes() -> None:
 def test_a_full_queue_drops_as_a_network_card_does_and_says_which() -> None:
     node = Node()
     node.wire.full = {PEER, parse_ip("192.168.0.9")}
-    node.send(PEER, OTHER)
+    node.send(PEER, OTHER, PEER, PEER)
+    node.device.queue_records(PEER, [bytes(8), bytes(8)], 16)
+    node.softnet.run()
     node.send(parse_ip("192.168.0.9"))
     assert [ip for ip, _ in node.wire.sent] == [OTHER]
-    assert node.ns.drops == {DropReason.QUEUE_FULL: 1, DropReason.UNKNOWN_PEER: 1}
+    assert node.ns.drops == {DropReason.QUEUE_FULL: 5, DropReason.UNKNOWN_PEER: 1}
 
 
 def test_the_outside_is_counted_and_gone() -> None:
