@@ -28,7 +28,8 @@ Body = dict[str, Any]
 
 
 def answer(machine: Machine, params: Mapping[str, Any]) -> Body:
-    """`{src, dst, proto, sport, dport, iif, pods}` to `{"fates": [...]}`; an empty `iif` means that the node itself sends. `pods` are
+    """`{src, dst, proto, sport, dport, iif, pods, proxy_only}` to `{"fates": [...]}`; an empty `iif` means that the node itself sends.
+    `proxy_only`: by kube-proxy's rules alone, without the network plugin's. `pods` are
     addresses to be taken for pods' although a bridge or tunnel here has them, as may be in a state seen elsewhere.
 
     Called under the node's lock. ApiError 400 for what is no packet.
@@ -40,7 +41,8 @@ def answer(machine: Machine, params: Mapping[str, Any]) -> Body:
     packet = first_packet(proto, src, dst, int(params.get("sport") or 40000), int(params.get("dport") or 0))
     iif = str(params.get("iif") or "")
     around = _Node(machine.node, frozenset(parse_ip(str(ip)) for ip in params.get("pods") or ()))
-    found = fates(machine.node.netfilter.ruleset, packet, around, lambda skb: _device(machine, skb), iif=iif)
+    ruleset = machine.proxy_rules if params.get("proxy_only") else machine.node.netfilter.ruleset
+    found = fates(ruleset, packet, around, lambda skb: _device(machine, skb), iif=iif)
     return {"fates": [_told(machine, fate) for fate in found]}
 
 

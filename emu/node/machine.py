@@ -16,7 +16,7 @@ from emu.cni.plugin import Cni, NodeAddress, PeerChange
 from emu.errors import DropReason
 from emu.model.links import Fault, Place, between
 from emu.netfilter.conntrack import KUBE_PROXY_TIMEOUTS
-from emu.netfilter.ruleset import RuleSet
+from emu.netfilter.ruleset import EMPTY, RuleSet
 from emu.netfilter.skb import Skb
 from emu.overlay.carrier import Carrier
 from emu.overlay.links import Leg, Links
@@ -63,6 +63,7 @@ class Machine:
         self.node.add_route(Route(Network.parse("0.0.0.0/0"), "eth0", gateway=self.underlay.gateway))
         self.cni: Cni = Flannel(self.node, self.softnet, pod_network=pod_network, underlay_mtu=UNDERLAY_MTU)
         self.cni.start(me)
+        self.proxy_rules = EMPTY
         self._peers: dict[str, bytes] = {}  # by name, packed: most are never talked to
         self._names: dict[Ip, str] = {}
         self.underlay.introduce = self._introduce
@@ -143,6 +144,7 @@ class Machine:
 
     def swap(self, ruleset: RuleSet) -> None:
         """Put in force what kube-proxy wants, and what the CNI has beside it."""
+        self.proxy_rules = ruleset
         self.node.swap(self.cni.rules(ruleset))
 
     # ---- trouble on links -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Decides where FROM and TO are, what the ends told by a node's rules come to for the client, and when a real packet is sent as well: if
 the sender and every backend exist, what the pod itself does (a closed port, silence) is the outcome. Backends and their shares are
-read from the rules, never sampled.
+read from the rules, never sampled. A sender that is only an address is judged by kube-proxy's rules alone: who invents his packet
+asks about Services, not about what the network plugin would do with a stranger's source.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class Asker:
         ]
         while pending:
             node, src, iif, dst, dport, share, path = pending.pop()
-            asked = {"src": src, "dst": dst, "proto": proto, "dport": dport, "iif": iif, "pods": pods}
+            asked = {"src": src, "dst": dst, "proto": proto, "dport": dport, "iif": iif, "pods": pods, "proxy_only": not sender.name}
             for fate in self._client.podwire("POST", f"nodes/{node}/flow", asked)["fates"]:
                 fact.rules = max(fact.rules, fate["rules"])
                 to = SockAddr.parse(fate["destination"])
