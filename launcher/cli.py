@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from emu.errors import ConfigError, PodwireError
+from launcher.commands.capture import capture
 from launcher.commands.cluster import bench, demo, down, status, up
 from launcher.commands.links import ON_LINKS
 from launcher.commands.network import conntrack, fault, kubeconfig, routes, rules, trace
@@ -27,7 +28,7 @@ SECTIONS = {
     "Objects": (apply, delete, get, scale),
     "Programs": (exec_, logs),
     "Tests": (test,),
-    "The network": (trace, rules, conntrack, routes, fault, tun),
+    "The network": (trace, capture, rules, conntrack, routes, fault, tun),
     "Other": (kubeconfig, bench),
 }
 

@@ -50,16 +50,18 @@ class Client:
             connection.close()
         return json.loads(data) if data else None
 
-    def stream(self, path: str, *, query: Mapping[str, Any] | None = None) -> Iterator[bytes]:
-        """The body piece by piece, as it comes; endless where the server follows something."""
+    def stream(self, path: str, *, query: Mapping[str, Any] | None = None, method: str = "GET", body: Any = None) -> Iterator[bytes]:
+        """The answer's body piece by piece, as it comes; endless where the server follows something. PodwireError if it breaks off."""
         self_timeout, self.timeout = self.timeout, None  # type: ignore[assignment]
         try:
-            connection, response = self._send("GET", path, None, query, "*/*", "application/json")
+            connection, response = self._send(method, path, body, query, "*/*", "application/json")
         finally:
             self.timeout = self_timeout
         try:
             while piece := response.read1(1 << 16):
                 yield piece
+        except (OSError, http.client.HTTPException) as error:
+            raise PodwireError(f"the API at {self.url} has gone away meanwhile") from error
         finally:
             connection.close()
 

@@ -37,6 +37,9 @@ class NodeCalls(Protocol):
     async def trace(self, params: dict[str, Any]) -> dict[str, Any]:
         """Send one packet that carries a trace flag; the path it took and its reply's."""
 
+    async def capture(self, params: dict[str, Any]) -> AsyncIterator[bytes]:
+        """Listen at devices of nodes; a pcapng stream, in whole blocks, until it is closed or has what was asked for."""
+
     async def fault(self, node: str, state: str) -> dict[str, Any]:
         """Bring a node to `killed`, `paused`, `resumed` or `started`."""
 

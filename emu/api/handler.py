@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from emu.api import discovery, patch, podwire, tables
 from emu.api.fields import predicate
 from emu.api.podlinks import exec_in_pod, logs_of_pod
-from emu.api.request import Deferred, Exec, Logs, Request, Response, refused
+from emu.api.request import Deferred, Exec, Logs, Request, Response, Streamed, refused
 from emu.api.watch import WatchStream
 from emu.errors import ApiError, ConfigError
 from emu.model.kinds import BY_PATH, Kind, Treatment
@@ -23,7 +23,7 @@ from emu.registry import deletion
 from emu.registry.registry import STRICT, WARN, Registry
 from emu.store.store import Object, copied
 
-Reply = Response | WatchStream | Deferred | Logs | Exec
+Reply = Response | WatchStream | Deferred | Streamed | Logs | Exec
 
 _VALIDATIONS = ("Ignore", WARN, STRICT)
 # Whose DELETE answers with the object; all others answer with a Status (rest `returnDeletedObject`).

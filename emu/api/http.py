@@ -24,7 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from emu.api import channels
 from emu.api.calls import NodeCalls, NodeStream
 from emu.api.handler import Api
-from emu.api.request import Deferred, Exec, Logs, Request, Response, refused
+from emu.api.request import Deferred, Exec, Logs, Request, Response, Streamed, refused
 from emu.api.watch import WatchStream
 from emu.errors import ApiError
 from emu.store.store import Change
@@ -43,6 +43,8 @@ def app(api: Api, calls: NodeCalls) -> Starlette:
         try:
             if isinstance(reply, Deferred):
                 reply = await reply.run(calls)
+            elif isinstance(reply, Streamed):
+                return StreamingResponse(await reply.run(calls), media_type=reply.content_type)
             elif isinstance(reply, Logs):
                 return await _logs(calls.stream(reply.node, "logs", reply.params))
             elif isinstance(reply, Exec):

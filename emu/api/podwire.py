@@ -10,6 +10,7 @@ GET  tuns, nodes/N/tun                      TUN devices; POST and DELETE: see `t
 POST traces         {...}                   send one packet that tells its way
 POST nodes/N/flow   {"src", "dst", ...}     what may become of a first packet there, every end with its probability
 POST nodes/N/proxy  {"state": ...}          its kube-proxy: stopped (rules stay, updates stop), restarted
+POST captures       {...}                   packets as devices see them, as a pcapng stream
 POST apply          {"objects": [...]}      create or update all of them in one transaction, or none
 POST state          {"objects": [...]}      take them over as they stand, status included
 """
@@ -21,8 +22,9 @@ from typing import Any
 from emu.api import apply, faults, state, tuns
 from emu.api.calls import NodeCalls
 from emu.api.discovery import PODWIRE_GROUP, PODWIRE_VERSION, not_served
-from emu.api.request import Deferred, Request, Response
+from emu.api.request import Deferred, Request, Response, Streamed
 from emu.errors import ApiError
+from emu.observe.pcapng import MEDIA_TYPE
 from emu.registry import emulation
 from emu.registry.registry import Registry
 
@@ -30,7 +32,7 @@ ROOT = ("apis", PODWIRE_GROUP, PODWIRE_VERSION)
 FAULTS = ("killed", "paused", "resumed", "started", "restarted")
 _ASKED_OF_NODES = ("rules", "conntrack", "routes", "swaps")
 _TOLD_TO_NODES = ("fault", "flow", "proxy")
-_CREATED = ("traces", "apply", "state", *(f"nodes/{what}" for what in _TOLD_TO_NODES))
+_CREATED = ("captures", "traces", "apply", "state", *(f"nodes/{what}" for what in _TOLD_TO_NODES))
 _VERBS = {
     "faults": ["create", "delete", "deletecollection", "list"],
     "nodes/tun": ["get", "create", "delete"],
@@ -39,7 +41,7 @@ _VERBS = {
 _PATIENCE = 10.0  # seconds for a node to print its tables: a million rules take it about five
 
 
-def answer(request: Request, registry: Registry) -> Response | Deferred | None:
+def answer(request: Request, registry: Registry) -> Response | Deferred | Streamed | None:
     """The answer to a path of this group, or None if the path is another's."""
     parts = tuple(part for part in request.path.split("/") if part)
     if parts[:3] != ROOT:
@@ -68,6 +70,8 @@ def answer(request: Request, registry: Registry) -> Response | Deferred | None:
             return tuns.remove(registry, node, device[0]) if device else tuns.add(registry, node, request.decoded())
         case "POST", "traces":
             return _trace(request.decoded())
+        case "POST", "captures":
+            return _capture(request.decoded())
         case "POST", "apply":
             return apply.apply(request, registry)
         case "POST", "state":
@@ -80,6 +84,7 @@ def _resources() -> dict[str, Any]:
         "status",
         "publications",
         "traces",
+        "captures",
         "apply",
         "state",
         "faults",
@@ -148,3 +153,8 @@ def _trace(body: Any) -> Deferred:
         return Response(await calls.trace(described))
 
     return Deferred(run)
+
+
+def _capture(body: Any) -> Streamed:
+    described = _mapping(body)
+    return Streamed(lambda calls: calls.capture(described), MEDIA_TYPE)

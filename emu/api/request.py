@@ -6,7 +6,7 @@ The shell on the socket turns HTTP into `Request` and carries out what comes bac
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -118,6 +118,14 @@ class Deferred:
     """An answer that takes a call to a node: await `run`."""
 
     run: Callable[[NodeCalls], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer that goes on, piece by piece, once `run` has begun it."""
+
+    run: Callable[[NodeCalls], Awaitable[AsyncIterator[bytes]]]
+    content_type: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ says so. Also the API's `NodeCalls`, but for faults, which are the supervisor's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from emu.bus.audience import Audience
@@ -23,6 +23,7 @@ from emu.control.replicaset import ReplicaSetController
 from emu.control.runner import Failure, Runner
 from emu.control.scheduler import Scheduler
 from emu.controller.calls import Calls
+from emu.controller.captures import Captures
 from emu.controller.collector import Collector
 from emu.controller.status import status
 from emu.controller.traces import Traces
@@ -73,7 +74,7 @@ class ControlPlane:
         )
         store.subscribe(self._forget_deleted_nodes)
         self.calls = Calls(link, self.lives)
-        self.traces = Traces(store, self.calls)
+        self.traces, self.captures = Traces(store, self.calls), Captures(store, self.calls)
         self.collector.on_answer, self.collector.on_hop = self.calls.on_answer, self.traces.on_hop
         self.tuns = TunKeeper(registry, self.calls.tell)
         self.collector.on_new_life = self._on_new_life
@@ -151,6 +152,9 @@ class ControlPlane:
 
     async def trace(self, params: dict[str, Any]) -> dict[str, Any]:
         return await self.traces.trace(params)
+
+    async def capture(self, params: dict[str, Any]) -> AsyncIterator[bytes]:
+        return await self.captures.open(params)
 
     def publications(self) -> list[dict[str, Any]]:
         return [publication._asdict() for publication in self.published]

@@ -54,7 +54,7 @@ class Agent:
         self._early_lease = min(EARLY_LEASE * len(spec.nodes), spec.timings.lease_period)
         self._listed = False
         self.tuns = Tuns(spec, machine, kernel, self.kubelet.namespace, link.wake)
-        self._calls = Calls(self.kubelet, machine, kernel, link.post, self.stop_proxy, self.tuns.methods())
+        self._calls = Calls(self.kubelet, machine, kernel, link.post, self.stop_proxy, self.tuns.methods(), link.wake)
         # a lease before the hello would only have it asked for again
         self._lease_at, self._leased_at = kernel.now() + spec.timings.lease_period, 0.0
         self._expired_at = self._pipes_at = 0.0
@@ -88,7 +88,7 @@ class Agent:
 
     def next_at(self) -> float:
         """When something is due although nothing comes in."""
-        candidates = [self._lease_at, self._expire_at(), self.kubelet.poll_at()]
+        candidates = [self._lease_at, self._expire_at(), self.kubelet.poll_at(), self._calls.poll_at()]
         if not self._proxy_stopped and (proxy := self.proxy.poll_at()) is not None:
             candidates.append(proxy)
         return min(candidates)
@@ -125,6 +125,7 @@ class Agent:
             self._kernel.enter()
             self._machine.expire()
             self._kernel.leave()
+        self._calls.turn(now)
         if self._machine.softnet.hops:
             self._kernel.enter()
             hops = self._machine.take_hops()

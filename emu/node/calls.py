@@ -13,6 +13,7 @@ from typing import Any
 from emu.errors import ApiError
 from emu.netfilter import text
 from emu.node import flow
+from emu.node.capture import Capture
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.node.probe import Probe
@@ -20,6 +21,7 @@ from emu.observe.programming import KEPT, Swap
 from emu.pod.kernel import Kernel
 from emu.stack.bridge import Bridge
 from emu.stack.device import Device
+from emu.stack.softnet import INFINITY
 from emu.stack.vxlan import Vxlan
 from emu.wire.addr import SockAddr, format_ip, format_mac, parse_ip
 
@@ -34,15 +36,18 @@ class Calls:
     def __init__(
         self, kubelet: Kubelet, machine: Machine, kernel: Kernel, post: Callable[[Body], None], stop_proxy: Callable[[bool], None],
         more: Mapping[str, Method] | None = None,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._stop_proxy = stop_proxy
-        self._kubelet, self._machine, self._kernel, self._post = kubelet, machine, kernel, post
+        self._kubelet, self._machine, self._kernel, self._post, self._wake = kubelet, machine, kernel, post, wake
         self._running: dict[int, Any] = {}
+        self._captures: dict[int, Capture] = {}
         self.swaps: deque[Swap] = deque(maxlen=KEPT)
         self._methods: Mapping[str, Method] = {
             "rules": self._rules, "conntrack": self._conntrack, "routes": self._routes, "trace": self._trace, "forget": self._forget,
             "exec": self._exec, "logs": self._logs, "stats": self._stats, "swaps": self._swaps, "flow": self._flow, "proxy": self._proxy,
             **(more or {}),
+            "capture": self._capture,
         }  # fmt: skip
 
     def on_message(self, message: Body) -> None:
@@ -161,6 +166,29 @@ class Calls:
             raise ApiError(422, "Invalid", f"state: Unsupported value: {state!r}: supported values: stopped, restarted")
         self._stop_proxy(state == "stopped")
         return {"proxy": state}
+
+    # ---- captures ------------------------------------------------------------------------------------------------------------------
+
+    def _capture(self, number: int, params: Body) -> None:
+        netns = params["netns"]
+        ns = self._machine.node if netns == "node" else self._kubelet.namespace(netns)
+        if ns is None:
+            raise ApiError(404, "NotFound", f"{netns} is not on node {self._machine.me.name}")
+        self._running[number] = self._captures[number] = Capture(
+            self._machine, self._kernel, ns, params, lambda body, last: self._answer(number, body, last=last), self._wake
+        )
+
+    def poll_at(self) -> float:
+        """When `turn` has something to do; 0 for at once."""
+        return min((capture.poll_at() for capture in self._captures.values()), default=INFINITY)
+
+    def turn(self, now: float) -> None:
+        """Let captures send what they have seen."""
+        for number, capture in [*self._captures.items()]:
+            capture.turn(now)
+            if capture.over:
+                del self._captures[number]
+                self._running.pop(number, None)
 
     # ---- programs --------------------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ which MAC a pod would have chosen follows from the destination, on-link or not.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from emu.errors import DropReason
 from emu.netfilter.hooks import Hook
 from emu.netfilter.skb import Skb
 from emu.stack.device import Device, Veth
+from emu.stack.tap import IN, OUT
 from emu.wire.addr import Ip
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Bridge(Device):
         """A frame has come in by a port (`br_handle_frame`)."""
         if skb.trace:
             self.ns.hop(skb, port.name, note="in")
+        self._show(IN, skb)
         if self._is_for_us(skb.dst):
             self.ns.ip_rcv(skb)
             return
@@ -101,4 +104,15 @@ class Bridge(Device):
             return
         if skb.trace:
             self.ns.hop(skb, port.name, note="out")
+        self._show(OUT, skb)
         port.xmit(skb, next_hop)
+
+    def stand_ins(self) -> Mapping[str, Callable[..., None]]:
+        return {}
+
+    def _show(self, direction: int, skb: Skb) -> None:
+        """Show a packet to taps: all that ports bring in, for a tap is promiscuous, and all that the node sends. Flows lead from port
+        to port past the bridge, so while it is tapped it has none."""
+        if self.taps:
+            skb.cacheable = False
+            self.seen(direction, bytes(skb.buf), skb.gso_size, skb.trace)

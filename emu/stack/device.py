@@ -6,11 +6,13 @@ the slow path, which may teach it. `xmit` ends the slow path of a packet that le
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from emu.errors import DropReason
 from emu.netfilter.skb import Skb
 from emu.stack.flow import Flow
+from emu.stack.tap import IN, OUT, Tap
 from emu.wire.addr import Ip, Network, mac_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Device:
         self.up = True
         self.master: Bridge | None = None
         self.flows: dict[bytes, Flow] = {}
+        self.taps: tuple[Tap, ...] = ()  # changed by `tap` alone
         self.rx_packets = self.rx_bytes = self.tx_packets = self.tx_bytes = 0
         self._softnet = ns.softnet
 
@@ -101,6 +104,24 @@ class Device:
     def owns(self, ip: Ip) -> bool:
         return any(ip == address for address, _ in self.addresses)
 
+    # ---- taps ------------------------------------------------------------------------------------------------------------------
+
+    def seen(self, direction: int, data: bytes, gso_size: int, trace: int) -> None:
+        """Show a packet to whoever listens."""
+        for tap in self.taps:
+            tap(direction, data, gso_size, trace)
+
+    def stand_ins(self) -> Mapping[str, Callable[..., None]]:
+        """What stands in for methods of the device while it is tapped: the ways by which every packet comes in and leaves."""
+        return {"receive": self._hearing(IN, type(self).receive), "transmit": self._hearing(OUT, type(self).transmit)}
+
+    def _hearing(self, direction: int, method: Callable[[Device, bytes, int, int], None]) -> Callable[[bytes, int, int], None]:
+        def hear(data: bytes, gso_size: int, trace: int) -> None:
+            self.seen(direction, data, gso_size, trace)
+            method(self, data, gso_size, trace)
+
+        return hear
+
 
 class Loopback(Device):
     """`lo`: what is sent comes back in, after whoever is running now."""
@@ -116,6 +137,9 @@ class Loopback(Device):
 
     def resolve(self, ip: Ip) -> bool:
         return True
+
+    def stand_ins(self) -> Mapping[str, Callable[..., None]]:
+        return {"receive": self._hearing(IN, type(self).receive)}  # libpcap skips what lo sends, for it comes in again
 
 
 class Veth(Device):

@@ -71,6 +71,8 @@ class NetNamespace:
         assert device.name not in self.devices, f"{self.name}: device {device.name} exists"
         self.devices[device.name] = device
         self.invalidate()
+        for told in self.softnet.device_added:
+            told(device)
 
     def remove_device(self, name: str) -> None:
         """Take a device away with its addresses and routes."""

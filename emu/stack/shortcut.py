@@ -99,7 +99,7 @@ class Exit:
 
 def exit_for(pod_device: Device, packet: bytes) -> Exit | None:
     """The shortcut for packets like this one of a pod's socket, if its way has been taken before and leads into a tunnel."""
-    if not isinstance(pod_device, Veth) or pod_device.peer is None:
+    if not isinstance(pod_device, Veth) or pod_device.peer is None or pod_device.ns.softnet.tapped:
         return None
     port = pod_device.peer
     flow = port.flows.get(packet[6:24])

@@ -16,6 +16,7 @@ from emu.trace import Hop
 
 if TYPE_CHECKING:
     from emu.netfilter.conn import Conn
+    from emu.stack.device import Device
     from emu.stack.shortcut_entry import Entry
     from emu.stack.sockets import Socket
 
@@ -52,7 +53,9 @@ class Softnet:
         self.queued_at = 0.0  # since when,
         self.queued_bytes = 0  # and how much
         self.shortcuts: dict[bytes, Entry] = {}  # from the underlay straight to sockets
+        self.tapped = 0  # taps on devices of this node (`tap`)
         self.generation = 0  # moves whenever a namespace of this node is reconfigured
+        self.device_added: list[Callable[[Device], None]] = []  # told of every new device of any namespace
         self.hops: list[Hop] = []
         self.traced: dict[int, list[Conn]] = {}  # the connections that a traced request has made, so that they can be forgotten
         self.hops_recorded: Callable[[], None] = lambda: None  # called at the first hop since they were taken

@@ -8,13 +8,14 @@ delivers to a new owner of an address.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from emu.errors import DropReason
 from emu.netfilter.skb import Skb
 from emu.stack.device import Device
 from emu.stack.shortcut_entry import entry_key, join_entry
+from emu.stack.tap import IN, OUT
 from emu.wire.addr import Ip, format_ip
 from emu.wire.message import FIRST, PREAMBLE, RECORD, VERSION
 
@@ -58,6 +59,7 @@ class Underlay(Device):
 
     def xmit(self, skb: Skb, next_hop: Ip) -> None:
         if next_hop == self.gateway:
+            self.seen(OUT, bytes(skb.buf), skb.gso_size, skb.trace)
             self.ns.drop(skb, DropReason.OUTSIDE, self.name)
             return
         data = bytes(skb.buf)
@@ -122,6 +124,14 @@ class Underlay(Device):
         softnet.queued_bytes += size
         if softnet.queued_bytes > MAX_BATCH:
             self.flush()
+
+    def stand_ins(self) -> Mapping[str, Callable[..., None]]:
+        def queue(peer: Ip, message: bytes) -> None:  # the others are shortcuts' alone, of which a tapped node has none
+            gso_size, trace = FIRST.unpack_from(message)[-2:]
+            self.seen(OUT, message[_FIRST:], gso_size, trace)
+            Underlay.queue(self, peer, message)
+
+        return {"receive": self._hearing(IN, Underlay.receive), "queue": queue}
 
     def _join_lone(self) -> None:
         """The message that was alone is not any more."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from emu.errors import DropReason
 from emu.netfilter.skb import UDP, Skb
 from emu.stack.device import Device
-from emu.stack.flow import cacheable
+from emu.stack.flow import Send, cacheable
+from emu.stack.tap import IN, OUT
 from emu.wire.addr import Ip, format_ip
 from emu.wire.message import FIRST, RECORD, VERSION
 
@@ -164,6 +165,7 @@ class Vxlan(Device):
             ns.drop(skb, DropReason.TOO_BIG, self.name)
             return
         self.sent(len(inner))
+        self.seen(OUT, inner, skb.gso_size, skb.trace)
         sport = _FIRST_PORT + zlib.crc32(inner[9:24]) % _PORTS
         fixed = _FIXED.pack(0, 64, UDP, 0, self.local, remote, sport, UDP_PORT)
         tail = _TAIL.pack(0, FLAGS, self.vni << 8, mac, self.mac, 0x0800)
@@ -176,7 +178,20 @@ class Vxlan(Device):
             ns.hop(skb, self.name, note=f"encapsulated, VXLAN {self.vni}, outer UDP {ends}")
         underlay = ns.output_tunnelled(outer)
         if underlay is not None and cacheable(skb) and outer.cacheable:
-            ns.remember(skb, self.mtu, Tunnel(self, underlay, next_hop, remote, outer, tail).send, outer.ct)
+            send = Tunnel(self, underlay, next_hop, remote, outer, tail).send
+            ns.remember(skb, self.mtu, self._shown(send) if self.taps else send, outer.ct)
+
+    def _shown(self, send: Send) -> Send:
+        """The same way, past the taps."""
+
+        def show(data: bytes, head: bytes, gso_size: int) -> None:
+            self.seen(OUT, data[:6] + head + data[24:], gso_size, 0)
+            send(data, head, gso_size)
+
+        return show
+
+    def stand_ins(self) -> Mapping[str, Callable[..., None]]:
+        return {"receive": self._hearing(IN, Vxlan.receive)}
 
     def decapsulate(self, data: bytes, l4: int, gso_size: int, trace: int) -> None:
         """A packet for our UDP port: the inner packet comes in at this device. Anything else is counted and dropped."""
