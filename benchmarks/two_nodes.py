@@ -10,13 +10,14 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.harness import Child, Round, answer, commands
 from emu.cni.plugin import NodeAddress
+from emu.model.links import Fault
 from emu.node.kernel import LeaderFollower
 from emu.node.machine import Machine
 from emu.overlay.zeromq import ZmqCarrier, open_context
@@ -68,8 +69,8 @@ def ping_pong(stack: ExitStack, directory: str, cpus: tuple[int, int], kind: Kin
 class Running:
     """A node that is up, and the process in its pod."""
 
-    def __init__(self, kernel: LeaderFollower, process: Process) -> None:
-        self.kernel, self.process = kernel, process
+    def __init__(self, machine: Machine, kernel: LeaderFollower, process: Process) -> None:
+        self.machine, self.kernel, self.process = machine, kernel, process
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -78,8 +79,8 @@ class Running:
         raise RuntimeError(f"{self.process.name} ended with {self.process.exit_code}")
 
 
-def start_pod(prefix: str, index: int, program: Program) -> Running:
-    """Bring up node `index` of two with one pod that runs `program`."""
+def start_pod(prefix: str, index: int, program: Program, faults: Sequence[Fault] = ()) -> Running:
+    """Bring up node `index` of two with one pod that runs `program`; `faults` are on their links."""
     carrier = ZmqCarrier(open_context(), f"ipc://{prefix}{index}")
     nodes = [
         {
@@ -96,12 +97,15 @@ def start_pod(prefix: str, index: int, program: Program) -> Running:
     kernel = LeaderFollower(machine.softnet, carrier, machine.underlay.receive_message)
     kernel.enter()
     machine.set_peers(nodes)
+    machine.set_faults(faults)
     _install_rules(machine)
     ns = machine.cni.add_pod(f"pod/default/{me.name}", parse_ip(f"10.244.{index}.2"))
     kernel.leave()
     kernel.start()
     pod = PodInfo(name=me.name, namespace="default", ip=f"10.244.{index}.2", node=me.name)
-    running = Running(kernel, Process(kernel, ns, pod, program, name=me.name, output=_to_stderr, on_exit=lambda _: running.ended.set()))
+    running = Running(
+        machine, kernel, Process(kernel, ns, pod, program, name=me.name, output=_to_stderr, on_exit=lambda _: running.ended.set())
+    )
     running.process.start()
     return running
 
