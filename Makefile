@@ -53,6 +53,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_rtt
 	$(BIN)/python -m benchmarks.bench_pps
 	$(BIN)/python -m benchmarks.bench_stream
+	$(BIN)/python -m benchmarks.bench_weather
 	$(BIN)/python -m benchmarks.bench_first
 	$(BIN)/python -m benchmarks.bench_nodes
 	$(BIN)/python -m benchmarks.bench_walk
