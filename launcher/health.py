@@ -33,7 +33,8 @@ def of(name: str, *, memory: bool = False) -> dict[str, Any]:
     pods = {report["name"]: report["pods"] for report in told.get("nodes", ())}
     rows = [{**life, **_of_api(nodes.get(life["name"])), "pods": pods.get(life["name"])} for life in seen["nodes"]]
     for life in (seen["zygote"], seen["controller"], *seen["nodes"]):
-        if life["state"] == "dead":
+        silent = life is seen["controller"] and url is None and life["deaths"]  # perhaps alive just now, to die of the same again
+        if life["state"] == "dead" or silent:
             life["last_words"] = startup.last_words(run, life["name"])
     processes = {
         "guard": {"pid": seen["guard"]},

@@ -20,7 +20,11 @@ from emu.errors import ConfigError, PodwireError
 from emu.model.cluster import CLUSTER_NAME
 
 LOOKERS = 0.2  # seconds that others may hold the lock without meaning to keep it
+ROOM = 1 << 20  # bytes that must be free for a cluster to begin: its sockets, logs and an almost empty store
 MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path without its NUL
+
+
+ELSEWHERE = "make room there, or set PODWIRE_RUN_DIR to another place"
 
 
 class RunDirectory:
@@ -66,15 +70,37 @@ class RunDirectory:
                 fd = self.lock()
             except FileNotFoundError:
                 continue  # its last owner has just removed it, or the last cluster the parent
+            except OSError as error:
+                raise PodwireError(f"cannot make {self.path}: {error.strerror}; {ELSEWHERE}") from error
             if fd is None and time.monotonic() < deadline:
                 time.sleep(0.02)  # perhaps a command that looks whether it is alive, or clears it
                 continue
             if fd is None:
                 raise PodwireError(f"a cluster named {self.name!r} is up already (podwire down --name {self.name} ends it)")
+            try:
+                self._prepare()
+            except BaseException:
+                self.remove()
+                os.close(fd)
+                raise
+            return fd
+
+    def _prepare(self) -> None:
+        """Empty the directory and lay it out. PodwireError if the disk has no room for a cluster."""
+        try:
             empty(self.path)
             for part in (self.logs, self.path / "n"):
                 part.mkdir()
-            return fd
+            free = self.room()
+        except OSError as error:
+            raise PodwireError(f"cannot prepare {self.path}: {error.strerror}; {ELSEWHERE}") from error
+        if free < ROOM:
+            raise PodwireError(f"{self.path} has only {free >> 10} KiB free and a cluster needs {ROOM >> 10}; {ELSEWHERE}")
+
+    def room(self) -> int:
+        """Free bytes of its disk."""
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize
 
     def alive(self) -> bool:
         """Is the cluster up? What a dead one left is cleared."""
@@ -138,7 +164,7 @@ def owner_only(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise PodwireError(f"cannot make {path}: {error.strerror}") from error
+        raise PodwireError(f"cannot make {path}: {error.strerror}; set PODWIRE_RUN_DIR to another place") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise PodwireError(f"{path} is not a directory that only this user may write; set PODWIRE_RUN_DIR to another place")
 

@@ -26,6 +26,7 @@ from launcher.rundir import RunDirectory
 
 POLL = 0.02  # seconds between two looks at what is not there yet
 COURTESY, LONGEST_POLL = 3, 0.1  # times as long as a look took; who asks for everything must not keep it from happening
+LAST_WORDS = 16 << 10  # bytes that a traceback may need
 HOPELESS = 3  # deaths in a row after which a process is not waited for any more
 
 
@@ -93,9 +94,11 @@ def start(spec: ClusterSpec) -> Starting:
     try:
         run.spec.write_text(spec.to_json())
         process = exec_supervisor(run, lock, leash_read)
-    except BaseException:
+    except BaseException as error:
         os.close(leash)
         run.remove()
+        if isinstance(error, OSError):
+            raise PodwireError(f"cannot begin in {run.path}: {error.strerror}; {rundir.ELSEWHERE}") from error
         raise
     finally:
         os.close(lock)
@@ -125,11 +128,14 @@ def on_leash(spec: ClusterSpec) -> Iterator[Starting]:
 
 
 def last_words(run: RunDirectory, process: str) -> str:
-    """The last line of a process's log, which is where Python puts what went wrong."""
+    """The last line of a process's log, which is where Python puts what went wrong; on a full disk there may be none."""
+    words = []
     with contextlib.suppress(OSError):
-        lines = [line for line in run.log(process).read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else ""
-    return ""
+        words = [line for line in run.log(process).read_text(errors="replace").splitlines() if line.strip()][-1:]
+    with contextlib.suppress(OSError):
+        if run.room() < LAST_WORDS:
+            words.append(f"(no space left in {run.path}, which may be why, and what else it said)")
+    return " ".join(words)
 
 
 # ---- readiness ----------------------------------------------------------------------------------------------------------
