@@ -294,10 +294,20 @@ def _restore_words(match: Match, mark_digits: int) -> Iterator[str]:
             yield from (*_bang(invert), "-f")
         case HeaderOption(_, option):
             yield from option_words(option, None)
+        case Extension("recent", options):
+            yield from ("-m", "recent")
+            for option in sorted(options, key=lambda option: option.name != "--name"):
+                if (option.name, *option.values) not in _RECENT_DEFAULTS:
+                    yield from option_words(option, None)
         case Extension(module, options):
             yield from _extension_words(module, options)
         case _:
             assert_never(match)
+
+
+_RECENT_DEFAULTS = frozenset((
+    ("--rsource",), ("--mask", "255.255.255.255"), ("--mask", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+))  # fmt: skip
 
 
 def _bare(network: Network) -> str:

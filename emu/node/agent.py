@@ -216,6 +216,3 @@ class Agent:
         if self._heard_at:
             self._calls.swaps.append(Swap(self._follower.services.sequence, self._heard_at, self._read_at, built, swapped))
             self._heard_at = 0.0
-        node = {"kind": "Node", "namespace": "", "name": self._machine.me.name, "uid": ""}
-        for warning in result.warnings:
-            self._link.post({"t": "event", "object": node, "type": "Warning", "reason": "ServiceNotEmulated", "message": warning})

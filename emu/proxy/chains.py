@@ -25,8 +25,10 @@ from emu.netfilter.ruleset import (
     DestinationPort,
     Dnat,
     Drop,
+    Extension,
     Jump,
     Match,
+    Option,
     Protocol,
     Reject,
     Rule,
@@ -43,6 +45,7 @@ from emu.wire.addr import Ip, Network
 MARK_FOR_MASQUERADE = Jump(KUBE_MARK_MASQ)
 SOURCE_IS_NODE = AddressType("src")
 DESTINATION_IS_NODE = AddressType("dst")
+WHOLE = {4: "255.255.255.255", 6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}  # xt_recent's own mask: every client by himself
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,19 +271,33 @@ class _Writer:
     def balancing_chain(self, name: str, endpoints: tuple[EndpointInfo, ...], *, internal: bool) -> Chain:
         """KUBE-SVC and KUBE-SVL: what comes from no pod is marked, then the endpoints share the rest."""
         first = internal and (self.around.masquerade_all or self.around.detector is not None)
-        return LateChain(name, first + len(endpoints), self.balancing_rules, (first, endpoints))
+        length = first + len(endpoints) * (2 if self.port.affinity_seconds else 1)
+        return LateChain(name, length, self.balancing_rules, (first, endpoints))
 
     def balancing_rules(self, subject: tuple[bool, tuple[EndpointInfo, ...]]) -> Iterable[Rule]:
-        """The i-th of n rules takes 1/(n-i) of what is left, so each endpoint gets 1/n of all."""
+        """Whom a client has had of late he gets again; then the i-th of n rules takes 1/(n-i) of what is left, so each gets 1/n."""
         first, endpoints = subject
         if first:
             yield from self.cluster_ip_masquerade()
+        if self.port.affinity_seconds:
+            yield from map(self.affinity_rule, endpoints)
         last = len(endpoints) - 1
         for i, endpoint in enumerate(endpoints):
             matches: tuple[Match, ...] = () if self.around.large_cluster else (self.comment(f"-> {endpoint.text}"),)
             if i < last:
                 matches += (Statistic(1 / (last - i + 1)),)
             yield Rule(matches, Jump(self.sep[endpoint.text]))
+
+    def affinity_rule(self, endpoint: EndpointInfo) -> Rule:
+        """Is the client in the endpoint's list, and was there a connection of his in so many seconds?"""
+        chain = self.sep[endpoint.text]
+        comment: tuple[Match, ...] = () if self.around.large_cluster else (self.comment(f"-> {endpoint.text}"),)
+        timed = (Option("--rcheck"), Option("--seconds", (str(self.port.affinity_seconds),)), Option("--reap"))
+        return Rule((*comment, Extension("recent", (*timed, *self.client_list(chain)))), Jump(chain))
+
+    def client_list(self, chain: str) -> tuple[Option, ...]:
+        """The list of an endpoint's clients, by source address."""
+        return Option("--name", (chain,)), Option("--mask", (WHOLE[self.around.family],)), Option("--rsource")
 
     def cluster_ip_masquerade(self) -> Iterable[Rule]:
         """A source that is no pod of ours is told to come back through this node; nobody else knows the ClusterIP."""
@@ -290,7 +307,10 @@ class _Writer:
             yield self.toward(self.port.cluster_ip, "cluster IP", self.around.detector.not_local, target=MARK_FOR_MASQUERADE)
 
     def endpoint_rules(self, endpoint: EndpointInfo) -> Iterable[Rule]:
-        """KUBE-SEP: mark a pod that reaches itself (else its answer would never leave it), then DNAT."""
+        """KUBE-SEP: mark a pod that reaches itself (else its answer would never leave it), note who came, then DNAT."""
         comment: tuple[Match, ...] = () if self.around.large_cluster else (self.plain_comment,)
+        noted: tuple[Match, ...] = ()
+        if self.port.affinity_seconds:
+            noted = (Extension("recent", (Option("--set"), *self.client_list(self.sep[endpoint.text]))),)
         yield Rule((*comment, Source(host(endpoint.to.ip))), MARK_FOR_MASQUERADE)
-        yield Rule((*comment, self.protocol), Dnat(endpoint.to))
+        yield Rule((*comment, *noted, self.protocol), Dnat(endpoint.to))

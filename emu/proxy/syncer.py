@@ -21,23 +21,18 @@ from emu.proxy.changes import ServiceChanges, Value
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.iptables import IptablesBuilder
-from emu.proxy.names import ServicePortName
 from emu.proxy.schedule import SyncSchedule
 from emu.proxy.stale import StaleUdp
 
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What a sync asks for, in this order: swap `ruleset` in, then delete the conntrack entries that `stale` names.
-
-    `warnings` are sentences about what these Services ask for and the mode cannot do yet; new ones only.
-    """
+    """What a sync asks for, in this order: swap `ruleset` in, then delete the conntrack entries that `stale` names."""
 
     ruleset: RuleSet
     stale: StaleUdp | None
     full: bool
     services_changed: int
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +58,6 @@ class Proxy:
         self._schedule = SyncSchedule(config.iptables.min_sync_period)
         self._builder: IptablesBuilder | None = None  # None: the next sync is a full one
         self._listed = False
-        self._warned: set[ServicePortName] = set()
         self._stats = ProxyStats()
 
     @property
@@ -119,7 +113,7 @@ class Proxy:
         self._schedule.ran(now)
         self._count(self._builder, now, full=full, changed=applied.services)
         stale = StaleUdp(self._changes.ports.values()) if applied.udp_endpoints else None
-        return SyncResult(ruleset, stale, full, applied.services, self._warnings(applied.ports))
+        return SyncResult(ruleset, stale, full, applied.services)
 
     def on_swapped(self, seconds: float) -> None:
         """The rule set of the last sync is in force; building and swapping took this long by the caller's clock."""
@@ -140,11 +134,3 @@ class Proxy:
             rules=builder.rules,
             last_sync=now,
         )
-
-    def _warnings(self, changed: Iterable[ServicePortName]) -> tuple[str, ...]:
-        """Session affinity needs xt_recent, which the rule sets do not have yet: said once for each service port."""
-        ports = self._changes.ports
-        wanted = {name for name in changed if name in ports and ports[name].affinity_seconds}
-        new = sorted(map(str, wanted - self._warned))
-        self._warned = (self._warned - set(changed)) | wanted
-        return tuple(f"{name}: sessionAffinity ClientIP is not emulated yet; each connection picks any endpoint" for name in new)

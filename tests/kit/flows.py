@@ -63,7 +63,7 @@ class FlowNode:
         self.masquerade_as = parse_ip(masquerade_as) if masquerade_as else self.ips[0]
         self.chance: Callable[[], float] = random.Random(seed).random
         self.ruleset = ruleset
-        self.memory = Memory()
+        self.memory, self.now = Memory(), 0.0
 
     def is_local(self, ip: bytes) -> bool:
         return ip in self.ips or ip[0] == 127
@@ -90,14 +90,14 @@ class FlowNode:
         own = self.is_local(skb.src)
         skb.iif, skb.oif = ("", "eth0") if own else (iif, "")
         for hook in (Hook.OUTPUT,) if own else (Hook.PREROUTING,):
-            if (verdict := netfilter.run(hook, skb, 0.0)) is not Verdict.ACCEPT:
+            if (verdict := netfilter.run(hook, skb, self.now)) is not Verdict.ACCEPT:
                 return _refused(verdict, skb)
         local = self.is_local(skb.dst)
         if not own:
             skb.oif = "" if local else "eth0"
-            if (verdict := netfilter.run(Hook.INPUT if local else Hook.FORWARD, skb, 0.0)) is not Verdict.ACCEPT:
+            if (verdict := netfilter.run(Hook.INPUT if local else Hook.FORWARD, skb, self.now)) is not Verdict.ACCEPT:
                 return _refused(verdict, skb)
-        if (own or not local) and (verdict := netfilter.run(Hook.POSTROUTING, skb, 0.0)) is not Verdict.ACCEPT:
+        if (own or not local) and (verdict := netfilter.run(Hook.POSTROUTING, skb, self.now)) is not Verdict.ACCEPT:
             return _refused(verdict, skb)
         return self._arrived(skb, SockAddr.parse(src), SockAddr.parse(dst), local=local)
 

@@ -157,6 +157,7 @@ VOCABULARY = [
     Line("filter", Rule((Extension("recent", (Option("--rcheck"), Option("--seconds", ("10800",)), Option("--reap"),
                                               Option("--name", ("KUBE-SEP-X",)), Option("--mask", ("255.255.255.255",)),
                                               Option("--rsource"))),)),
+         "-m recent --name KUBE-SEP-X --rcheck --seconds 10800 --reap",
          "-m recent --rcheck --seconds 10800 --reap --name KUBE-SEP-X --mask 255.255.255.255 --rsource"),
     Line("filter", Rule((Extension("connmark", (Option("--mark", ("0x1/0x1",), invert=True),)),)), "-m connmark ! --mark 0x1/0x1"),
     Line("filter", Rule((), TargetExtension("LOG", (Option("--log-prefix", ("a b: ",)),))), '-j LOG --log-prefix "a b: "'),

@@ -153,3 +153,39 @@ def test_the_walk_grows_with_the_services_before_the_match():
     node = FlowNode(rules, NODE_IPS)
     first, last = node.ask(f"{POD}:40000", "172.30.0.0:80"), node.ask(f"{POD}:40000", "172.30.1.43:80")
     assert last.rules - first.rules == 299
+
+
+class Clients:
+    """A node under one rule set, whose clients come one after the other at times of their own."""
+
+    def __init__(self, *values: dict[str, Any], seed: int = 3) -> None:
+        self.node = FlowNode(rules_for(*values), NODE_IPS, seed=seed)
+
+    def __call__(self, src: str, dst: str, at: float) -> str:
+        self.node.now = at
+        (backend,) = self.node.once(f"{src}:40000", dst).to
+        return backend
+
+
+STICKY = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 100}}}
+MANY = [f"10.0.1.{i}" for i in range(1, 9)]
+
+
+def test_a_client_keeps_its_backend_by_every_address_of_the_service_until_it_was_quiet_for_the_time():
+    ask = Clients(node_port(endpoints=MANY, **STICKY))
+    first = ask(POD, SVC, 0.0)
+    assert {ask(POD, SVC, at) for at in (1.0, 90.0, 189.0, 288.0)} == {first}, "each connection renews the time"
+    assert ask(POD, NP, 300.0) == first
+    assert len({ask(f"10.0.9.{i}", SVC, 301.0) for i in range(40)}) > 4, "others are spread"
+    later = {ask(POD, SVC, 300.0 + 101.0 * (i + 1)) for i in range(30)}
+    assert len(later) > 3, "who comes after the time is drawn anew"
+
+
+def test_affinity_is_a_port_s_own_and_goes_with_its_endpoint():
+    other = value("ns1/svc2", MANY, cluster_ip="172.30.0.42", target=80, **STICKY)
+    ask = Clients(service(endpoints=MANY, **STICKY), other)
+    pairs = {(ask(f"10.0.9.{i}", SVC, 1.0) == ask(f"10.0.9.{i}", "172.30.0.42:80", 1.0)) for i in range(40)}
+    assert False in pairs
+    gone = ask(POD, SVC, 2.0)
+    ask.node.ruleset = rules_for(service(endpoints=[ip for ip in MANY if not gone.startswith(f"{ip}:")], **STICKY))
+    assert ask(POD, SVC, 3.0) != gone

@@ -51,6 +51,8 @@ WORLD = [
           loadBalancerSourceRanges=["203.0.113.0/24"]),
     value("shop/open", here(*PODS.values()), cluster_ip="10.96.0.16", type="LoadBalancer", ingress=["198.51.100.2"],
           loadBalancerSourceRanges=["192.168.0.0/24"]),
+    value("shop/sticky", here(*PODS.values()), cluster_ip="10.96.0.17", type="NodePort", node_port=30087, sessionAffinity="ClientIP",
+          sessionAffinityConfig={"clientIP": {"timeoutSeconds": 3600}}),
 ]  # fmt: skip
 
 
@@ -156,6 +158,18 @@ def test_the_kernel_answers_as_we_do(network, case):
     kernel = [connect(netns[case.netns], case.dst, listeners, bind=case.src) for _ in range(attempts)]
     assert {outcome for outcome, _, _ in kernel} == {ours.outcome}
     assert {(backend, source) for outcome, backend, source in kernel if outcome == "delivered"} == ours.seen
+
+
+def test_session_affinity_holds_in_the_kernel_too(network):
+    """One client, one backend, by every address of the Service; the list is the endpoint's own, so other Services know nothing of it."""
+    netns, listeners = network
+    by_address = {
+        to: {connect(netns["pod1"], to, listeners, bind="10.244.1.2")[:2] for _ in range(20)}
+        for to in ("10.96.0.17:80", "192.168.0.2:30087", "10.96.0.10:80")
+    }
+    assert len(by_address["10.96.0.17:80"]) == 1
+    assert by_address["10.96.0.17:80"] == by_address["192.168.0.2:30087"]
+    assert len(by_address["10.96.0.10:80"]) == len(PODS)
 
 
 def plain(dump: str) -> list[str]:

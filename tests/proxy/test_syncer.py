@@ -117,15 +117,6 @@ def test_a_udp_client_that_keeps_its_port_gets_a_living_endpoint_after_the_sync(
     assert ask() == "10.244.1.4"
 
 
-def test_session_affinity_is_warned_of_once():
-    subject = proxy()
-    sticky = value(endpoints=["10.244.1.2"], sessionAffinity="ClientIP")
-    subject.on_snapshot({"ns1/svc1": sticky}, 1.0)
-    assert subject.sync(1.0).warnings == ("ns1/svc1: sessionAffinity ClientIP is not emulated yet; each connection picks any endpoint",)
-    subject.on_services([("ns1/svc2", value("ns1/svc2", cluster_ip="10.96.0.2"))], 3.0)
-    assert subject.sync(3.0).warnings == ()
-
-
 def test_stats_tell_the_size_of_what_is_in_force():
     subject = proxy()
     subject.on_snapshot({"ns1/svc1": value(endpoints=["10.244.1.2", "10.244.1.3"])}, 1.0)
