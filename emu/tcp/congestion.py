@@ -1,7 +1,7 @@
 """Congestion control. Decides how many bytes may be in flight: CUBIC (RFC 9438), Linux's default, over slow start (RFC 5681).
 
 It hears of acknowledged bytes, of loss and of time, and knows nothing of segments' fate: how the window shrinks while loss
-is repaired is `recovery`'s. Left out of Linux's: HyStart and undoing.
+is repaired is `recovery`'s. Left out of Linux's: HyStart.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class Cubic:
         self.ssthresh = max(int(cwnd * _BETA), 2 * self.mss)
         self._epoch = None
         self._credit = 0.0
+
+    def restore(self, cwnd: int, ssthresh: int) -> None:
+        """The reduction was needless: have at least what was there before."""
+        self.cwnd = max(self.cwnd, cwnd)
+        self.ssthresh = max(self.ssthresh, ssthresh)
 
     def on_timeout(self) -> None:
         """The retransmission timer fired: one segment may fly."""

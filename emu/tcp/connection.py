@@ -15,7 +15,7 @@ from emu.tcp import closing, handshake, recovery, timers, timewait
 from emu.tcp.config import LINUX, Event, TcpConfig, TcpState
 from emu.tcp.input import RECEIVING, grant_writing, receive, set_window
 from emu.tcp.options import TIMESTAMP_WORD
-from emu.tcp.output import push, schedule_ack, select_window, send_ack
+from emu.tcp.output import push, schedule_ack, select_window, send_ack, start_timer
 from emu.tcp.scoreboard import Sent
 from emu.tcp.segment import ACK, PREDICTED, PSH, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, parse
 from emu.tcp.seq import HALF, MASK, widen
@@ -124,7 +124,7 @@ class Connection(Tcb):
                 done += 1
             del sent[:done]
             sent[0].seq = max(sent[0].seq, una)
-            self.rto_at = at = now + self.rtt.rto
+            self.rto_at = at = now + (self.rtt.pto if self.snd_nxt - una > self.mss and self.sack_on else self.rtt.rto)
             if at < self.deadline:  # noqa: PLR1730 - min() would cost a call
                 self.deadline = at
         self.heard_at = now
@@ -203,6 +203,8 @@ class Connection(Tcb):
                 self.rto_at = at = now + self.rtt.rto
                 if at < self.deadline:  # noqa: PLR1730 - min() would cost a call
                     self.deadline = at
+            else:
+                start_timer(self, now, self.sent[0].at)
             return size
         return self._queue(data, size, now)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from errno import ECONNRESET
 from math import inf
 
-from emu.tcp import closing, handshake, recovery, timewait
+from emu.tcp import closing, handshake, recovery, timewait, undo
 from emu.tcp.config import Event, TcpState
-from emu.tcp.output import backed_off, challenge_ack, push, refuse, schedule_ack, send_ack, send_syn
+from emu.tcp.output import backed_off, challenge_ack, push, refuse, schedule_ack, send_ack, send_syn, start_timer
 from emu.tcp.scoreboard import EVER_RETRANS
 from emu.tcp.segment import ACK, FIN, PSH, RST, SYN, URG, URGENT_AT, Segment, parse
 from emu.tcp.seq import MASK, older, widen
-from emu.tcp.tcb import Tcb, arm, set_mss, timestamp, update_fast
+from emu.tcp.tcb import Tcb, set_mss, timestamp, update_fast
 
 PAWS_EXPIRY = 24 * 86400.0  # seconds; RFC 7323, 5.5: a timestamp older than that may have wrapped
 RECEIVING = frozenset((TcpState.ESTABLISHED, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2))
@@ -128,7 +128,7 @@ def _take_ack(t: Tcb, segment: Segment, seq: int, size: int, now: float) -> bool
     duplicate = not advanced and not size and ack == t.snd_una != t.snd_nxt and window == t.snd_wnd and not segment.flags & FIN
     if advanced or seq > t.snd_wl1 or (seq == t.snd_wl1 and (window > t.snd_wnd or not window)):
         set_window(t, seq, window)
-    if t.sent:
+    if t.sent or (t.sack_on and segment.options.sacks):
         _take_delivery(t, segment, ack, advanced, duplicate, now)
     if t.probing:
         _answer_to_probe(t, now)
@@ -159,24 +159,31 @@ def _take_delivery(t: Tcb, segment: Segment, ack: int, advanced: int, duplicate:
     board.newly.clear()
     delivered = board.acknowledge(ack) if advanced else 0
     t.snd_una += advanced
-    if t.sack_on:
+    dsack = False
+    if t.sack_on and segment.options.sacks:
+        dsack = undo.note_dsack(t, segment.options.sacks, ack)
+        blocks = []
         for left, right in segment.options.sacks:
             left, right = widen(left, t.snd_una), widen(right, t.snd_una)
             if left < right and t.snd_una < right <= t.snd_nxt:
-                delivered += board.sack(max(left, t.snd_una), right)
+                blocks.append((max(left, t.snd_una), right))
+        if blocks:
+            delivered += board.sack(blocks)
     if delivered:
         _sample_rtt(t, segment, advanced, now)
     if advanced:
         t.retries = 0
         _rearm(t, now)
         grant_writing(t)
-    recovery.on_ack(t, advanced, delivered, now, duplicate=duplicate)
+    recovery.on_ack(t, advanced, delivered, now, duplicate=duplicate, dsack=dsack)
 
 
 def _rearm(t: Tcb, now: float) -> None:
     """The timer runs for what is now the oldest outstanding (RFC 6298, 5.2, 5.3)."""
-    t.rto_at = now + backed_off(t) if t.sent else inf
-    arm(t, t.rto_at)
+    if t.sent:
+        start_timer(t, now, now)
+    else:
+        t.rto_at = inf
 
 
 def _sample_rtt(t: Tcb, segment: Segment, advanced: int, now: float) -> None:

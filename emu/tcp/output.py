@@ -10,13 +10,15 @@ from __future__ import annotations
 from math import inf
 
 from emu.tcp import options
-from emu.tcp.config import TcpState
+from emu.tcp.config import Recovery, TcpState
 from emu.tcp.options import TIMESTAMP_WORD
 from emu.tcp.scoreboard import FIN as FIN_MARK
-from emu.tcp.scoreboard import LOST, NEEDS_RETRANSMIT, Sent
+from emu.tcp.scoreboard import Sent
 from emu.tcp.segment import ACK, FIN, IPV4_TCP, PLAIN, PSH, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, Segment, emit, refusal
 from emu.tcp.seq import MASK
 from emu.tcp.tcb import MAX_WINDOW, Tcb, arm, timestamp
+
+_ASKED = 2  # `undo.Doubt.ASKED`, which knows this file
 
 
 def select_window(t: Tcb) -> int:
@@ -125,7 +127,7 @@ def in_flight(t: Tcb) -> int:
 
 def push(t: Tcb, now: float) -> None:
     """Send what lost data, new data and a waiting FIN the windows allow (`tcp_write_xmit`)."""
-    if t.board.lost > t.board.retrans:
+    if t.board.lost > t.board.retrans and t.doubt != _ASKED:
         _retransmit_lost(t, now)
     unsent = t.unsent
     if not unsent.size and (t.fin_sent or not t.fin_queued):
@@ -180,15 +182,24 @@ def _send_data(t: Tcb, payload: bytes | memoryview, flags: int, now: float) -> N
         t.fin_sent = True
         end += 1
         mark = FIN_MARK
-    t.sent.append(Sent(seq, end, packet, seq - len(packet) + size, now, mark))
+    t.board.append(Sent(seq, end, packet, seq - len(packet) + size, now, mark))
     t.snd_nxt = end
     t.prr_out += size
     t.out.append((packet, t.mss if size > t.mss else 0))
     note_sent(t, now)
-    if t.rto_at == inf or t.probing:
+    if t.probing or t.rto_at == inf or t.recovery is Recovery.OPEN:
         t.probing = False
-        t.rto_at = now + backed_off(t)
-        arm(t, t.rto_at)
+        start_timer(t, now, t.sent[0].at)
+
+
+def start_timer(t: Tcb, now: float, since: float) -> None:
+    """The timer for the oldest outstanding runs: its retransmission timeout counts `since` then (RFC 6298, 5), and the tail is
+    probed before if nothing else is amiss (`tcp_schedule_loss_probe`; `timers` knows which of the two it is that fires)."""
+    at = since + backed_off(t)
+    if t.recovery is Recovery.OPEN and t.sack_on and t.tail_seq is None and t.snd_nxt - t.snd_una > t.mss:
+        at = min(at, now + t.rtt.pto)
+    t.rto_at = at
+    arm(t, at)
 
 
 def note_sent(t: Tcb, now: float) -> None:
@@ -200,29 +211,50 @@ def note_sent(t: Tcb, now: float) -> None:
 
 def _retransmit_lost(t: Tcb, now: float) -> None:
     """Send again what is marked lost, lowest first, as far as the congestion window goes."""
-    sent, index = t.sent, 0
-    while index < len(sent) and t.board.lost > t.board.retrans:
-        if sent[index].mark & NEEDS_RETRANSMIT == LOST and not retransmit(t, index, t.cc.cwnd - in_flight(t), now):
+    while t.board.lost > t.board.retrans and (entry := t.board.next_lost()) is not None:
+        if not retransmit(t, entry, t.cc.cwnd - in_flight(t), now):
             return
-        index += 1
 
 
-def retransmit(t: Tcb, index: int, quota: int, now: float) -> bool:
-    """Send the range at `index` again, cut to `quota` bytes of whole segments; False if not even one fits."""
-    entry = t.sent[index]
+def probe_tail(t: Tcb, now: float) -> None:
+    """Nothing was heard for two round trips: one more segment, new if there is one, brings forth the SACKs that tell of a loss."""
+    waiting = min(t.unsent.size, t.mss)
+    t.tail_repeated = not waiting or t.snd_una + t.snd_wnd - t.snd_nxt < waiting
+    if not t.tail_repeated:
+        payload = t.unsent.take(waiting)
+        flags = ACK if t.unsent.size else ACK | PSH
+        _send_data(t, payload, flags | FIN if t.fin_queued and not t.unsent.size else flags, now)
+    else:
+        entry = t.sent[-1]
+        size = entry.end - entry.seq - bool(entry.mark & FIN_MARK)
+        if size > t.mss:
+            t.board.split(len(t.sent) - 1, entry.seq + (size - 1) // t.mss * t.mss)
+        retransmit(t, t.sent[-1], t.mss, now)
+        t.board.forget_retransmission(t.sent[-1])
+    t.tail_seq, t.fast = t.snd_nxt, False
+    t.rto_at = now + backed_off(t)
+    arm(t, t.rto_at)
+
+
+def retransmit(t: Tcb, entry: Sent, quota: int, now: float) -> bool:
+    """Send a range again, cut to `quota` bytes of whole segments; False if not even one fits."""
     size = entry.end - entry.seq
     limit = min(t.burst, quota // t.mss * t.mss) if size > quota else t.burst
     if limit <= 0:
         return False
     if size > limit + bool(entry.mark & FIN_MARK):
-        t.board.split(index, entry.seq + limit)
+        t.board.split(t.board.index(entry), entry.seq + limit)
     payload = entry.payload()
     flags = ACK | FIN if entry.mark & FIN_MARK else ACK
     if payload and len(payload) + entry.seq - entry.base == len(entry.packet):
         flags |= entry.packet[33] & PSH  # what ended a packet still does
     t.board.mark_retransmitted(entry, now)
     t.out.append((build(t, entry.seq, flags, payload, now), t.mss if len(payload) > t.mss else 0))
-    t.retransmitted += -(-len(payload) // t.mss)
+    segments = -(-len(payload) // t.mss) or 1
+    t.retransmitted += segments
+    t.undo_retrans = max(t.undo_retrans, 0) + segments
+    if t.retrans_stamp is None:
+        t.retrans_stamp = timestamp(t, now)
     t.prr_out += entry.end - entry.seq
     t.last_sent_at = now
     if t.rto_at == inf:
@@ -241,4 +273,4 @@ def start_probing(t: Tcb, now: float) -> None:
 
 def backed_off(t: Tcb) -> float:
     """The retransmission timeout after `backoff` doublings (RFC 6298, 5.5)."""
-    return min(t.rtt.rto * (1 << t.backoff), t.config.rto_max)
+    return min(t.rtt.rto * (1 << t.backoff), t.config.rto_max) if t.backoff else t.rtt.rto

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+TIMEOUT_MIN = 0.002  # Linux's TCP_TIMEOUT_MIN_US: what a timer adds, lest it fire before what it waits for
+
 
 class RttEstimator:
     """`srtt` is 0 until the first sample; `rto` is without backoff; `min_rtt` is the smallest sample ever."""
@@ -21,6 +23,11 @@ class RttEstimator:
         self._mdev = self._mdev_max = self._rttvar = 0.0  # all times four, as `rto` adds them
         self._next = 0.0
         self._rto_min, self._rto_max = rto_min, rto_max
+
+    @property
+    def pto(self) -> float:
+        """How long to wait before the tail of more than one segment is probed (RFC 8985, 7.2), never longer than `rto`."""
+        return min(2 * self.srtt + TIMEOUT_MIN, self.rto) if self.srtt else self.rto
 
     def sample(self, rtt: float, now: float) -> None:
         """Take one measurement, of a segment that was sent once. Written out: it runs for every ACK."""

@@ -47,9 +47,12 @@ class Tcb:
         "deadline",
         "delack_at",
         "done",
+        "doubt",
         "drs_at",
         "drs_mark",
         "dsack",
+        "dsack_seen",
+        "dsacks",
         "dupacks",
         "embryo",
         "eof",
@@ -101,8 +104,12 @@ class Tcb:
         "received",
         "recovery",
         "remote",
+        "reo_adapted_at",
         "reo_at",
+        "reo_persist",
+        "reo_steps",
         "reordering",
+        "retrans_stamp",
         "retransmitted",
         "retries",
         "retry_since",
@@ -122,10 +129,16 @@ class Tcb:
         "state",
         "syn_at",
         "syn_window",
+        "tail_repeated",
+        "tail_seq",
         "ts_offset",
         "ts_on",
         "ts_recent",
         "ts_recent_at",
+        "undo_cwnd",
+        "undo_marker",
+        "undo_retrans",
+        "undo_ssthresh",
         "unsent",
         "urgent",
         "writable",
@@ -194,7 +207,15 @@ class Tcb:
         self.high_seq = self.dupacks = 0
         self.prior_cwnd = self.prr_delivered = self.prr_out = 0
         self.rack_at, self.rack_end, self.rack_rtt = -inf, 0, 0.0
-        self.reordering = False
+        self.reordering = self.dsack_seen = False
+        self.reo_steps, self.reo_persist, self.reo_adapted_at = 1, 0, -inf
+        self.dsacks = 0
+        self.doubt = 0  # F-RTO's, see `undo.Doubt`
+        self.undo_marker: int | None = None  # `snd_una` when the window was last reduced, until that cannot be taken back
+        self.undo_retrans = self.undo_cwnd = self.undo_ssthresh = 0
+        self.retrans_stamp: int | None = None  # the timestamp of the first retransmission since
+        self.tail_seq: int | None = None  # `snd_nxt` when the tail was last probed, until that is answered,
+        self.tail_repeated = False  # and whether with what had been sent before
 
     def _start_timers(self) -> None:
         self.deadline = self.rto_at = self.reo_at = self.delack_at = self.keep_at = inf
@@ -211,8 +232,10 @@ def update_fast(t: Tcb) -> None:
         t.state is TcpState.ESTABLISHED
         and t.ts_on
         and t.recovery is Recovery.OPEN
+        and t.board.order is None
         and not (t.board.sacked or t.board.lost or t.dupacks or t.retries or t.probing or t.probes_out)
         and not (t.out_of_order or t.fin_queued or t.orphan)
+        and t.tail_seq is None
         and t.peer_fin is None
         and t.urgent is None
     )

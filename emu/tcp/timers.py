@@ -1,7 +1,7 @@
 """What happens when nothing does; Linux's tcp_timer.c.
 
-Four timers: retransmission (or zero-window probe: never both), reordering (RACK), delayed ACK, and the long one, which is
-keep-alive while established and the last wait of FIN_WAIT2 and TIME_WAIT after.
+Four timers: retransmission (or zero-window probe, never both), whose first firing only probes the tail; reordering (RACK),
+delayed ACK, and the long one, which is keep-alive while established and the last wait of FIN_WAIT2 and TIME_WAIT after.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from math import inf
 
 from emu.tcp import closing, recovery
 from emu.tcp.config import Recovery, TcpState
-from emu.tcp.output import backed_off, in_flight, push, retransmit, send_ack, send_probe, send_reset, send_syn
+from emu.tcp.output import backed_off, in_flight, probe_tail, push, retransmit, send_ack, send_probe, send_reset, send_syn
 from emu.tcp.tcb import Tcb, arm, update_fast
 
 
@@ -46,6 +46,8 @@ def _on_retransmission(t: Tcb, now: float) -> None:
         _repeat_syn(t, now)
     elif t.probing:
         _probe(t, now)
+    elif t.sent and t.recovery is Recovery.OPEN and t.sack_on and t.tail_seq is None and not t.retries:
+        probe_tail(t, now)
     elif t.sent:
         _time_out(t, now)
 
@@ -80,7 +82,7 @@ def _time_out(t: Tcb, now: float) -> None:
         return
     recovery.enter_loss(t, now)
     _back_off(t)
-    retransmit(t, 0, t.mss, now)
+    retransmit(t, t.sent[0], t.mss, now)
     t.rto_at = now + backed_off(t)
 
 

@@ -130,6 +130,8 @@ def test_recovery_ends_at_ssthresh_which_is_seven_tenths():
 def test_a_timeout_starts_again_from_one_segment():
     end = sending(8)
     end.on_timer(end.rto_at)
+    assert [reply.seq for reply in replies(end)] == [-SEGMENT], "the tail is probed first"
+    end.on_timer(end.rto_at)
     assert [reply.seq for reply in replies(end)] == [-8 * SEGMENT]
     assert end.cc.cwnd == SEGMENT
     assert end.recovery is Recovery.LOSS
@@ -138,10 +140,131 @@ def test_a_timeout_starts_again_from_one_segment():
     assert end.recovery is Recovery.OPEN
 
 
+def test_a_lost_tail_is_found_within_two_round_trips_and_repaired_without_a_timeout():
+    """RFC 8985, 7: the probe's SACK tells of what was lost before it."""
+    end = sending(8)
+    acknowledge(end, 5)
+    assert end.rto_at == pytest.approx(NOW + RTT + 2 * end.rtt.srtt + 0.002)
+    end.on_timer(end.rto_at)
+    assert [reply.seq for reply in replies(end)] == [-SEGMENT]
+    assert acknowledge(end, 5, (7, 8), now=NOW + 5 * RTT)[:1] == [5]
+    assert end.recovery is Recovery.RECOVERY
+
+
+def test_a_probe_that_repaired_the_loss_shrinks_the_window_and_one_that_came_twice_does_not():
+    """RFC 8985, 7.4."""
+    for twice in (True, False):
+        end = sending(4)
+        before = end.cc.cwnd
+        end.on_timer(end.rto_at)
+        end.out.clear()
+        acknowledge(end, 4, now=NOW + 4 * RTT)
+        if twice:
+            acknowledge(end, 4, (3, 4), now=NOW + 4 * RTT)
+        end.write(bytes(SEGMENT), NOW + 5 * RTT)
+        acknowledge(end, 5, now=NOW + 6 * RTT)
+        assert (end.cc.cwnd < before) is not twice
+        assert end.tail_seq is None
+
+
+def timed_out(segments: int = 8) -> Connection:
+    """So many in flight, the tail probed in vain, and the first sent again after a timeout a quarter of a second later."""
+    end = sending(segments)
+    end.on_timer(end.rto_at)
+    end.on_timer(end.rto_at)
+    assert end.recovery is Recovery.LOSS
+    end.out.clear()
+    return end
+
+
+def test_a_timeout_that_was_needless_is_taken_back_when_the_original_arrives():
+    """F-RTO (RFC 5682): what was never sent again is acknowledged."""
+    end = timed_out()
+    assert end.cc.cwnd <= 2 * SEGMENT
+    assert acknowledge(end, 3, now=NOW + 1) == []
+    assert end.recovery is Recovery.OPEN
+    assert end.cc.cwnd >= 10 * SEGMENT
+    assert not end.board.lost
+
+
+def test_after_a_timeout_new_data_is_preferred_until_it_is_known_to_be_real():
+    """F-RTO, steps 2b and 3a; the timestamps here tell nothing."""
+    end = sending(8)
+    end.write(bytes(20 * SEGMENT), NOW)
+    for _ in range(2):
+        end.on_timer(end.rto_at)
+    last = -(-(end.snd_nxt - end.iss - 1) // SEGMENT)
+    end.out.clear()
+    assert acknowledge(end, 1, now=NOW + 1) == [last, last + 1]
+    assert acknowledge(end, 1, (last, last + 1), now=NOW + 1 + RTT)[:1] == [1]
+    assert end.recovery is Recovery.LOSS
+
+
+def test_a_recovery_whose_every_retransmission_came_twice_is_taken_back():
+    """RFC 3708: D-SACKs tell; the reordering window widens (RFC 8985)."""
+    end = sending(10)
+    before = end.cc.cwnd
+    assert acknowledge(end, 1, (2, 5)) == [1]
+    assert acknowledge(end, 10, now=NOW + RTT + 0.001) == []
+    assert acknowledge(end, 10, (1, 2), now=NOW + 2 * RTT) == []
+    assert end.recovery is Recovery.OPEN
+    assert end.cc.cwnd >= before
+
+
+def test_an_echo_from_before_the_retransmission_takes_the_recovery_back():
+    """Eifel (RFC 3522)."""
+    end = sending(10)
+    before = end.cc.cwnd
+    assert acknowledge(end, 1, (2, 5)) == [1]
+    stamp = (end.retrans_stamp - 1) & MASK
+    opts = bytes((1, 1, 8, 10)) + end.ts_recent.to_bytes(4, "big") + stamp.to_bytes(4, "big")
+    ack = end.iss + 1 + 6 * SEGMENT & MASK
+    end.on_packet(emit(route(end.remote, end.local), end.rcv_nxt & MASK, ack, ACK, 60000, opts), 20, NOW + 2 * RTT)
+    acknowledge(end, 10, now=NOW + 2 * RTT)
+    assert end.recovery is Recovery.OPEN
+    assert end.cc.cwnd >= before
+
+
+def test_the_reordering_window_grows_with_d_sacks_once_a_round_trip():
+    end = sending(10)
+    end.reordering = True
+    end.retransmitted = 5
+    acknowledge(end, 8)
+    acknowledge(end, 8, (1, 2), now=NOW + RTT)
+    assert end.reo_steps == 2
+    acknowledge(end, 8, (1, 2), now=NOW + RTT)
+    assert end.reo_steps == 2
+
+
+def test_the_work_of_an_ack_does_not_grow_with_what_is_outstanding():
+    """Ten thousand segments in flight, every tenth lost: the entries looked at, counted."""
+    end = sending(10)
+    end.cc.cwnd = end.snd_wnd = 1 << 30
+    end.sndbuf = 1 << 30
+    looked = 0
+
+    class Counted(dict):
+        def __iter__(self):
+            nonlocal looked
+            for entry in super().__iter__():
+                looked += 1
+                yield entry
+
+    for index in range(10_000):
+        end.write(bytes(SEGMENT), NOW + index * 1e-6)
+    end.out.clear()
+    end.board.order = Counted.fromkeys(end.sent)
+    for index in range(1000):
+        acknowledge(end, 1, (index * 10 + 2, index * 10 + 11), now=NOW + RTT + index * 1e-5)
+    assert looked < 20 * 1000
+
+
 def test_a_timeout_takes_back_what_a_reneging_peer_had_sacked():
     """RFC 2018, 8."""
     end = sending(4)
     acknowledge(end, 0, (0, 2))
+    end.on_timer(end.rto_at)
+    end.out.clear()
     end.on_timer(end.rto_at)
     assert end.board.sacked == 0
     assert len(end.out) == 1

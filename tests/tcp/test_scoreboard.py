@@ -45,7 +45,7 @@ def test_counts_and_payloads_survive_any_order_of_events(cuts, steps):
         if act == "sack":
             left, right = max(min(first, second), una), max(first, second)
             if left < right:
-                delivered = board.sack(left, right)
+                delivered = board.sack([(left, right)])
                 assert delivered == len(set(range(left, right)) - sacked)
                 sacked |= set(range(left, right))
         elif act == "acknowledge":
