@@ -34,7 +34,14 @@ _SUBRESOURCES: dict[str, dict[str, tuple[str, list[str]]]] = {  # plural -> name
 
 
 def answer(request: Request) -> Response | None:
-    """The answer to a discovery path, or None if the path is another's."""
+    """The answer to a discovery path, or None if the path is another's. They are there to be read: 405 for any other verb."""
+    known = _known(request)
+    if known is not None and request.method not in ("GET", "HEAD"):
+        raise ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+    return known
+
+
+def _known(request: Request) -> Response | None:
     parts = [part for part in request.path.split("/") if part]
     match parts:
         case ["version"]:

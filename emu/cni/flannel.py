@@ -111,15 +111,15 @@ class _Fdb(Mapping[bytes, Ip]):
 class Flannel:
     """One node's flannel (see `plugin.Cni`)."""
 
-    def __init__(self, node: NetNamespace, softnet: Softnet, *, pod_network: Network, underlay_mtu: int = 1500) -> None:
-        self._node, self._softnet, self._pod_network = node, softnet, pod_network
+    def __init__(self, node: NetNamespace, softnet: Softnet, *, pod_network: Network, underlay_mtu: int = 1500, life: int = 1) -> None:
+        self._node, self._softnet, self._pod_network, self._life = node, softnet, pod_network, life
         self.mtu = underlay_mtu - OVERHEAD
         self._pods: dict[str, tuple[NetNamespace, Veth]] = {}
         self._peers = Peers()
 
     def start(self, me: NodeAddress) -> None:
         self._me = me
-        self._ipam = HostLocal(me.pod_cidr)
+        self._ipam = HostLocal(me.pod_cidr, self._life)
         self._rules = FlannelRules(self._pod_network, me.pod_cidr)
         node = self._node
         self._vxlan = Vxlan(node, "flannel.1", VNI, me.ip, self.mtu, vtep_mac(me.ip))

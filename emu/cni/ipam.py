@@ -1,23 +1,27 @@
 """host-local IPAM: which address of the node's subnet a pod gets (CNI's host-local plugin).
 
-Decides like upstream: round robin from the last address given, so that a freed one is not reused at once. The network address,
-the gateway (first host) and the broadcast address are never given.
+Decides like upstream: round robin from the last address given, so that a freed one is not reused at once; upstream keeps that one in
+a file (last_reserved_ip) which outlives a reboot, here each life of a node begins at another place. The network address, the gateway
+(first host) and the broadcast address are never given.
 """
 
 from __future__ import annotations
 
 from emu.wire.addr import Ip, Network, format_ip
 
+LIVES = 4  # of a node until one begins where another did
+
 
 class HostLocal:
-    """The addresses of one subnet. `reserve` and `release` are by owner name."""
+    """The addresses of one subnet in the node's `life` (its incarnation, from 1). `reserve` and `release` are by owner name."""
 
-    def __init__(self, subnet: Network) -> None:
+    def __init__(self, subnet: Network, life: int = 1) -> None:
         self.subnet = subnet
         self._size = 1 << (8 * len(subnet.address) - subnet.length)
         if self._size < 4:
             raise ValueError(f"{subnet} has no room for a gateway and a pod: a pod subnet is a /30 or larger")
-        self._last = 1
+        hosts = self._size - 3
+        self._last = 1 + (life - 1) * (hosts // LIVES) % hosts
         self._owner: dict[Ip, str] = {}
         self._address: dict[str, Ip] = {}
 

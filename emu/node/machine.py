@@ -61,7 +61,7 @@ class Machine:
             self.node.add_route(Route(node_network, "eth0"))
         self.underlay.gateway = node_network.host(1)
         self.node.add_route(Route(Network.parse("0.0.0.0/0"), "eth0", gateway=self.underlay.gateway))
-        self.cni: Cni = Flannel(self.node, self.softnet, pod_network=pod_network, underlay_mtu=UNDERLAY_MTU)
+        self.cni: Cni = Flannel(self.node, self.softnet, pod_network=pod_network, underlay_mtu=UNDERLAY_MTU, life=incarnation)
         self.cni.start(me)
         self.proxy_rules = EMPTY
         self._peers: dict[str, bytes] = {}  # by name, packed: most are never talked to

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from emu.model.behaviour import ANNOTATION as BEHAVIOUR
+from emu.model.behaviour import Behaviour
 from emu.model.objects import PROGRAM_ANNOTATION as PROGRAM
 from emu.pod.container import Launch
 from emu.pod.program import Context, Handler, Program
 from emu.programs.agnhost import agnhost
-from emu.programs.behaviour import ANNOTATION as BEHAVIOUR
-from emu.programs.behaviour import Behaviour, behave
+from emu.programs.behaviour import behave
 from emu.programs.commands import command
 from emu.programs.echo import Done, Echo, Idle
 from emu.programs.netexec import NetExec

@@ -9,6 +9,8 @@ import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from emu.model.behaviour import ANNOTATION as BEHAVIOUR_ANNOTATION
+from emu.model.behaviour import Behaviour
 from emu.model.objects import ADDRESS_ANNOTATION, BOOT_ANNOTATION, PROGRAM_ANNOTATION
 from emu.registry.invalid import FieldError, duplicate, forbidden, invalid, not_found, required, unsupported
 from emu.registry.names import DNS_LABEL, DNS_SUBDOMAIN, PORT_NAME, check_ip, check_port
@@ -40,6 +42,10 @@ def check_characters(annotations: dict[str, Any] | None, path: str) -> Iterator[
     program = given.get(PROGRAM_ANNOTATION, "module:name")
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", program or ""):
         yield invalid(f"{path}[{PROGRAM_ANNOTATION}]", program, "must be MODULE:NAME")
+    try:
+        Behaviour.parse(given.get(BEHAVIOUR_ANNOTATION) or "")
+    except ValueError as error:
+        yield invalid(f"{path}[{BEHAVIOUR_ANNOTATION}]", given[BEHAVIOUR_ANNOTATION], str(error).partition(": ")[2])
 
 
 def check_spec(spec: Object, path: str) -> Iterator[FieldError]:

@@ -104,3 +104,13 @@ def test_no_address_ever_has_two_owners(steps: list[tuple[str, str, int]]) -> No
             assert verb == "want" or len(model) == 5
         assert len(set(model.values())) == len(model)
         assert all(pool.reserve(name) == ip for name, ip in model.items())
+
+
+@pytest.mark.parametrize("subnet", ["10.244.1.0/24", "10.244.1.0/28", "10.244.1.0/30"])
+def test_a_node_s_next_life_does_not_begin_with_the_addresses_of_the_last(subnet: str) -> None:
+    """Who still holds an old endpoint must not find another pod behind it at once."""
+    lives = [HostLocal(Network.parse(subnet), life) for life in range(1, 6)]
+    first = [format_ip(life.reserve("pod")) for life in lives]
+    assert len(set(first[:4])) == (1 if subnet.endswith("30") else 4)
+    assert all(Network.parse(subnet).address[:3] == parse_ip(ip)[:3] for ip in first)
+    assert all(2 <= int(ip.rpartition(".")[2]) < (1 << 32 - int(subnet[-2:])) - 1 for ip in first)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from emu.model.behaviour import Behaviour
 from emu.pod.runtime import PodRuntime
-from emu.programs.behaviour import Behaviour
 from emu.programs.commands import COMMANDS, command
 from emu.programs.images import ImageTable, image_key
 from tests.kit.pods import Node, pod_ip

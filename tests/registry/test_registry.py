@@ -149,6 +149,7 @@ def refused(act: Any, code: int = 422) -> str:
                 ("podwire.dev/address", "10.244.1.900"),
                 ("podwire.dev/boot-seconds", "soon"),
                 ("podwire.dev/program", "program.py"),
+                ("podwire.dev/behaviour", "refuse,explode"),
             )
         ),
         ("tokenreviews", {"metadata": {"name": "t"}}, 405, "is a request, not an object"),
