@@ -30,7 +30,6 @@ QUEUE = 128  # messages at each end of a pipe; a message is at most a batch of 1
 LONGEST_MESSAGE = 1 << 20  # bytes; a peer that sends more is not ours and is disconnected
 LONGEST_PATH = 107  # bytes of sun_path without its final NUL, unix(7)
 REDIAL_MS, REDIAL_MAX_MS = 5, 1000  # a peer that starts is found at once, one that stays away costs little
-COPY_BELOW = 1 << 16  # pyzmq lends longer messages to libzmq, and starts a thread to have them back; short ones are cheaper copied
 MAX_SOCKETS = 4096  # a pipe to every node of a big cluster; libzmq's own limit is 1023
 
 EVENTS = int(zmq.EVENTS)
@@ -111,7 +110,7 @@ class ZmqCarrier:
                 return False
         self._used.add(ip)
         try:
-            send(message, NOBLOCK, len(message) < COPY_BELOW)
+            send(message, NOBLOCK, True)  # copied: to lend a message to libzmq and have it back takes pyzmq a thread, and longer
         except zmq.Again:
             return False
         return True

@@ -9,7 +9,7 @@ from emu.stack.device import Device, Veth
 from emu.stack.flow import MAX_FLOWS, Flow
 from emu.stack.sockets import UdpSocket
 from emu.stack.tcp_sockets import TcpSocket
-from emu.stack.vxlan import OVERHEAD, Vxlan
+from emu.stack.vxlan import LARGE, OVERHEAD, Vxlan
 from emu.wire.addr import SockAddr
 from emu.wire.message import RECORD
 
@@ -43,7 +43,7 @@ class Entry:
         self.sender = SockAddr(head[6:10], head[14] << 8 | head[15])
         self.runs = key[:18], key[18:44], key[44:]
 
-    def take(self, message: bytes, at: int, length: int, gso_size: int) -> bool:
+    def take(self, message: bytes | memoryview, at: int, length: int, gso_size: int) -> bool:
         """Deliver the frame at `message[at:at + length]`, which ends the message; False if it must go the long way."""
         if length < _SMALLEST or message[at] != 0x45:
             return False
@@ -68,9 +68,9 @@ class Entry:
         if sock.softnet.checks:
             assert inner_flow.head[10:14] in sock.ns.local, f"{sock.ns.name} was handed a packet that is not its own"
         if tcp is not None:
-            tcp.segment(message, l4)
+            tcp.segment(message if size < LARGE else memoryview(message), l4)  # a large payload is not copied before it is read
         elif self.udp is not None:
-            self.udp.datagram(message[l4 + 8 :], self.sender)
+            self.udp.datagram(bytes(message[l4 + 8 :]), self.sender)
         return True
 
     def take_run(self, message: bytes, at: int, size: int) -> int:
@@ -82,7 +82,8 @@ class Entry:
         if udp is None:
             length, gso_size, _ = RECORD.unpack_from(message, at)
             end = at + RECORD.size + length
-            return end if self.take(message[:end] if end < size else message, at + RECORD.size, length, gso_size) else at
+            view = memoryview(message)[:end] if end < size else message
+            return end if self.take(view, at + RECORD.size, length, gso_size) else at
         now = udp.softnet.now
         if self.outdated or self.outer.expires <= now or self.inner.expires <= now:
             return at

@@ -151,7 +151,7 @@ class TcpSocket(Socket):
         """The fast path in."""
         self.segment(data, 20)
 
-    def segment(self, data: bytes, l4: int) -> None:
+    def segment(self, data: bytes | memoryview, l4: int) -> None:
         """A segment at `data[l4:]`, to the end of `data`."""
         conn = self.conn
         conn.on_packet(data, l4, self.softnet.now)

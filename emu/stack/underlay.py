@@ -8,7 +8,7 @@ delivers to a new owner of an address.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from emu.errors import DropReason
@@ -50,7 +50,7 @@ class Underlay(Device):
         self.incarnations: dict[Ip, int] = {}
         self.introduce: Callable[[Ip], None] = lambda ip: None
         self._lone: tuple[Ip, bytes] | None = None  # the only message queued, while it is the only one
-        self._pending: dict[Ip, list[bytes]] = {}  # a message's pieces, one for each packet but for a preamble
+        self._pending: dict[Ip, list[bytes | memoryview]] = {}  # the pieces of a message
 
     def resolve(self, ip: Ip) -> bool:
         if ip not in self.incarnations:
@@ -108,8 +108,8 @@ class Underlay(Device):
         if softnet.queued_bytes > MAX_BATCH:
             self.flush()
 
-    def queue_records(self, peer: Ip, records: list[bytes], size: int) -> None:
-        """Take many packets at once: the record of each, `size` bytes in all."""
+    def queue_records(self, peer: Ip, records: Sequence[bytes | memoryview], size: int) -> None:
+        """Take packets as records without a preamble, `size` bytes in all; a record may go on in a memoryview after its start."""
         softnet = self._softnet
         if softnet.flush is None:
             softnet.flush = self.flush
@@ -126,7 +126,7 @@ class Underlay(Device):
             self.flush()
 
     def stand_ins(self) -> Mapping[str, Callable[..., None]]:
-        def queue(peer: Ip, message: bytes) -> None:  # the others are shortcuts' alone, of which a tapped node has none
+        def queue(peer: Ip, message: bytes) -> None:  # the others are not used while a node is tapped
             gso_size, trace = FIRST.unpack_from(message)[-2:]
             self.seen(OUT, message[_FIRST:], gso_size, trace)
             Underlay.queue(self, peer, message)
@@ -147,15 +147,16 @@ class Underlay(Device):
         lone = self._lone
         if lone is not None:
             self._lone = None
-            self._send(*lone, 1)
+            self._send(*lone, lone[1:])
             return
         pending, self._pending = self._pending, {}
         for peer, batch in pending.items():
-            message = batch[0] if len(batch) == 1 else b"".join(batch)
-            self._send(peer, message, len(batch) - (len(batch[0]) == PREAMBLE.size))
+            self._send(peer, batch[0] if len(batch) == 1 else b"".join(batch), batch)
 
-    def _send(self, peer: Ip, message: bytes, packets: int) -> None:
+    def _send(self, peer: Ip, message: bytes | memoryview, pieces: Sequence[bytes | memoryview]) -> None:
+        assert isinstance(message, bytes)
         if not self.wire.send(peer, message):
+            packets = sum(isinstance(piece, bytes) for piece in pieces) - (len(pieces[0]) == PREAMBLE.size)
             self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER, packets)
 
     def receive_message(self, message: bytes) -> None:

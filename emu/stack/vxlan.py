@@ -34,8 +34,11 @@ _FIRST_PORT, _PORTS = 32768, 28232  # udp_flow_src_port: a hash of the inner flo
 _OUTER = struct.Struct("!HHH18sH24s")
 # a whole message with one packet, up to where the inner packet goes on unchanged: message header, outer headers, inner head
 _FRAME = struct.Struct(f"{FIRST.format}{_OUTER.format[1:]}6s18s")
-# the same of a datagram in a message of many, with its own UDP header's end: length and a zero checksum
+# the same without the message's own header
+_LARGE = struct.Struct(f"{RECORD.format}{_OUTER.format[1:]}6s18s")
+# and of a datagram in a message of many, with its own UDP header's end: length and a zero checksum
 _RECORD = struct.Struct(f"{RECORD.format}{_OUTER.format[1:]}HHH18sHH")
+LARGE = 4096  # bytes of a packet from where it is cheaper to queue it in two pieces than to copy it behind its header
 _RUN = 1 << 16  # bytes after which a run is queued, so that no message outgrows the carrier
 _FIXED = struct.Struct("!HBBH4s4sHH")  # fragment bits .. UDP destination port
 _TAIL = struct.Struct("!HII6s6sH")  # UDP checksum .. Ethernet type
@@ -69,6 +72,10 @@ class Tunnel:
         underlay = self.underlay
         underlay.tx_packets += 1
         underlay.tx_bytes += size + 50
+        if size > LARGE and not self.softnet.tapped:
+            record = _LARGE.pack(size + 50, gso_size, 0, 0x4500, size + 50, ident, self.fixed, size + 30, self.tail, data[:6], head)
+            underlay.queue_records(self.peer, [record, memoryview(data)[24:]], _LARGE.size + size - 24)
+            return
         header = _FRAME.pack(
             VERSION, 0, 0, underlay.incarnations.get(self.peer, 0), int(self.softnet.now * 1e6), size + 50, gso_size, 0,
             0x4500, size + 50, ident, self.fixed, size + 30, self.tail, data[:6], head,

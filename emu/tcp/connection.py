@@ -63,8 +63,11 @@ class Connection(Tcb):
 
     # -- from the network and the clock --
 
-    def on_packet(self, buf: bytes | bytearray, l4: int, now: float) -> None:
-        """Take an IPv4 packet of this connection: the TCP header is at `buf[l4:]`, and the packet ends where `buf` does."""
+    def on_packet(self, buf: bytes | bytearray | memoryview, l4: int, now: float) -> None:
+        """Take an IPv4 packet of this connection: the TCP header is at `buf[l4:]`, and the packet ends where `buf` does.
+
+        What a memoryview shows is kept until it is read, not copied.
+        """
         size = len(buf) - l4 - _STAMPED_HEADER
         if self.fast and size >= 0:
             seq, ack, word, window, option, tsval, tsecr = PREDICTED.unpack_from(buf, l4 + 4)
@@ -107,7 +110,7 @@ class Connection(Tcb):
                     elif self.rcv_nxt - self.last_ack_sent > self.rcv_mss:
                         send_ack(self, now)
                 return
-        receive(self, buf, l4, now)
+        receive(self, bytes(buf) if isinstance(buf, memoryview) else buf, l4, now)
 
     def _take_predicted_ack(self, acked: int, now: float) -> None:
         """`acked` new bytes while nothing is lost or SACKed: no range needs more than to be forgotten."""

@@ -20,7 +20,7 @@ class ReceiveBuffer:
         if self.size > sum(self.ends):
             self.ends.append(self.size - sum(self.ends))
 
-    def append(self, chunk: bytes | bytearray) -> None:
+    def append(self, chunk: bytes | bytearray | memoryview) -> None:
         if chunk:
             self.chunks.append(chunk)
             self.size += len(chunk)

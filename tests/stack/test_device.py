@@ -34,14 +34,14 @@ class World:
             self.fabric.services({"ns1/svc1": value(endpoints=["10.244.2.9"])})
         self.client, self.server = self.fabric.pod(1, "client"), self.fabric.pod(2, "server")
         self.frames: list[bytes] = []
-        carrier = self.fabric.machines["node-1"].carrier
-        send = carrier.send
+        wire = self.fabric.machines["node-1"].underlay.wire
+        send = wire.send
 
         def tapped(ip: bytes, message: bytes) -> bool:
             self.frames.append(message)
             return send(ip, message)
 
-        carrier.send = tapped
+        wire.send = tapped
         self.node = self.fabric.machines["node-2"]
         ip = self.server.devices["eth0"].addresses[0][0]
         self.asked, self.asks = UdpSocket(self.server), UdpSocket(self.client)

@@ -29,9 +29,9 @@ class World:
         self.node = self.fabric.machines["node-2"].node
         self.address = self.server.devices["eth0"].addresses[0][0]
         self._sent: list[bytes] = []
-        carrier = self.fabric.machines["node-1"].carrier
-        send = carrier.send
-        carrier.send = lambda ip, message: self._sent.append(message) or send(ip, message)
+        wire = self.fabric.machines["node-1"].underlay.wire
+        send = wire.send
+        wire.send = lambda ip, message: self._sent.append(message) or send(ip, message)
         self.listening = UdpSocket(self.server)
         self.listening.bind(SockAddr(ANY, 53))
 
