@@ -14,10 +14,12 @@ from typing import Any, NoReturn, Self
 from emu.pod.blocking import SOCK_DGRAM, SOCK_STREAM, Address, bad_descriptor, killed
 from emu.pod.datagrams import DatagramSocket
 from emu.pod.errors import failure, timed_out
+from emu.stack.sockets import UdpSocket
 from emu.stack.tcp_sockets import SOMAXCONN, TcpListener, TcpSocket
 from emu.wire.addr import format_ip
 
 BOOLEAN_OPTIONS = {(std.SOL_SOCKET, std.SO_REUSEADDR), (std.SOL_SOCKET, std.SO_KEEPALIVE), (std.IPPROTO_TCP, std.TCP_NODELAY)}
+MTU_DISCOVER, IP_MTU = (std.IPPROTO_IP, 10), (std.IPPROTO_IP, 14)  # ip(7); the standard library has no names for them
 
 
 class Socket(DatagramSocket):
@@ -148,7 +150,7 @@ class Socket(DatagramSocket):
         self._timeout = None if flag else 0.0
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
-        """TCP_NODELAY, SO_REUSEADDR, SO_KEEPALIVE and SO_LINGER (0 s: reset on close); ENOPROTOOPT for all others."""
+        """TCP_NODELAY, SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER (0 s: reset on close), IP_MTU_DISCOVER of UDP; else ENOPROTOOPT."""
         self._enter()
         try:
             if (level, option) == (std.SOL_SOCKET, std.SO_LINGER) and isinstance(value, bytes) and len(value) == 8:
@@ -156,6 +158,10 @@ class Socket(DatagramSocket):
             elif (level, option) in BOOLEAN_OPTIONS and isinstance(value, int):
                 self._options[level, option] = int(bool(value))
                 self._apply_options()
+            elif (level, option) == MTU_DISCOVER and isinstance(self._sock, UdpSocket):
+                if value not in range(4):
+                    raise failure(errno.EINVAL)
+                self._sock.discover_mtu(int(value))
             else:
                 raise failure(errno.ENOPROTOOPT)
         finally:
@@ -177,6 +183,12 @@ class Socket(DatagramSocket):
                 return int(self._sock.take_error())
             if (level, option) in BOOLEAN_OPTIONS:
                 return self._options.get((level, option), 0)
+            if (level, option) == MTU_DISCOVER and isinstance(self._sock, UdpSocket):
+                return self._sock.mtu_discover
+            if (level, option) == IP_MTU:
+                if self._sock.remote is None:
+                    raise failure(errno.ENOTCONN)
+                return self._owner.ns.path_mtu(self._sock.remote.ip)
             raise failure(errno.ENOPROTOOPT)
         finally:
             self._leave()

@@ -34,7 +34,7 @@ REJECT_CODES = {  # iptables-extensions(8), REJECT
 
 ERRNO: dict[int, tuple[int, bool]] = {  # code of "destination unreachable" -> (errno, is a connected UDP socket told?)
     0: (errno.ENETUNREACH, False), 1: (errno.EHOSTUNREACH, False), 2: (errno.ENOPROTOOPT, True), 3: (errno.ECONNREFUSED, True),
-    4: (errno.EMSGSIZE, False), 5: (errno.EOPNOTSUPP, False), 6: (errno.ENETUNREACH, True), 7: (errno.EHOSTDOWN, True),
+    4: (errno.EMSGSIZE, True), 5: (errno.EOPNOTSUPP, False), 6: (errno.ENETUNREACH, True), 7: (errno.EHOSTDOWN, True),
     8: (errno.ENONET, True), 9: (errno.ENETUNREACH, True), 10: (errno.EHOSTUNREACH, True), 11: (errno.ENETUNREACH, False),
     12: (errno.EHOSTUNREACH, False), 13: (errno.EHOSTUNREACH, True), 14: (errno.EHOSTUNREACH, True), 15: (errno.EHOSTUNREACH, True),
 }  # fmt: skip
@@ -113,5 +113,5 @@ def _receive_error(ns: NetNamespace, skb: Skb, kind: int, code: int) -> None:
     number, fatal = told
     if skb.trace:
         ns.hop(skb, "icmp", note=f"error type {kind} code {code}", verdict="rejected" if kind == DEST_UNREACHABLE else "dropped")
-    mtu = skb.buf[skb.l4 + 6] << 8 | skb.buf[skb.l4 + 7] if kind == DEST_UNREACHABLE and code == FRAGMENTATION_NEEDED else 0
+    mtu = skb.buf[skb.l4 + 6] << 8 | skb.buf[skb.l4 + 7] if kind == DEST_UNREACHABLE and code == FRAGMENTATION_NEEDED else None
     ns.sockets.icmp_error(skb, bytes(quote), number, fatal, mtu)

@@ -25,6 +25,7 @@ from emu.stack import icmp
 from emu.stack.device import Device, Loopback, Veth
 from emu.stack.flow import MAX_FLOWS, Flow, Send, cacheable
 from emu.stack.neighbour import NeighbourTable
+from emu.stack.pmtu import PathMtus
 from emu.stack.route import Route, RoutingTable
 from emu.stack.socket_table import SocketTable
 from emu.stack.softnet import Softnet
@@ -52,6 +53,7 @@ class NetNamespace:
         self.local: set[Ip] = set()
         self.routes = RoutingTable()
         self.neighbours = NeighbourTable(self)
+        self.paths = PathMtus(self)
         self.memory = Memory()
         self.netfilter = Netfilter(self)
         self.sockets = SocketTable(self)
@@ -176,6 +178,10 @@ class NetNamespace:
             return self.lo.mtu
         route = self.routes.lookup(dst)
         return self.devices[route.device].mtu if route is not None else 1500
+
+    def path_mtu(self, dst: Ip) -> int:
+        """How long a packet to `dst` may be, by the device and what has been learnt of the way beyond."""
+        return self.paths.get(dst) or self.mtu_to(dst)
 
     # ---- stories and endings -----------------------------------------------------------------------------------------------
 

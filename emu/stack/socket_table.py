@@ -175,8 +175,11 @@ class SocketTable:
         else:
             sock.input(Echo(icmp.ECHO_REPLY, 0, seq, bytes(skb.buf[skb.l4 + 8 :]), skb.src, skb.buf[8]))
 
-    def icmp_error(self, skb: Skb, quote: bytes, number: int, fatal: bool, mtu: int) -> None:
-        """An ICMP error about one of our packets, `quote`: tell the socket it concerns (`tcp_v4_err`, `__udp4_lib_err`)."""
+    def icmp_error(self, skb: Skb, quote: bytes, number: int, fatal: bool, mtu: int | None) -> None:
+        """An ICMP error about one of our packets, `quote`: tell the socket it concerns (`tcp_v4_err`, `__udp4_lib_err`).
+
+        `mtu` is what "fragmentation needed" tells, None of other errors; only where there is a socket is it believed.
+        """
         l4 = (quote[0] & 15) << 2
         if len(quote) < l4 + 8:
             self.ns.count(DropReason.MALFORMED)
@@ -191,6 +194,8 @@ class SocketTable:
         elif proto == UDP:
             udp = self.udp.get(SockAddr(src, sport)) or self.udp.get(SockAddr(ANY, sport))
             if udp is not None:
+                if mtu is not None:
+                    self.ns.paths.learn(dst, mtu)
                 if udp.remote == SockAddr(dst, dport) and fatal:
                     udp.fail(number)
                 return
@@ -198,6 +203,8 @@ class SocketTable:
             ident, seq = struct.unpack_from("!HH", quote, l4 + 4)
             ping = self.pings.get(ident)
             if ping is not None:
+                if mtu is not None:
+                    self.ns.paths.learn(dst, mtu)
                 ping.input(Echo(skb.buf[skb.l4], skb.buf[skb.l4 + 1], seq, b"", skb.src, skb.buf[8]))
                 return
         self.ns.count(DropReason.NO_SOCKET)

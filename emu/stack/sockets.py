@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RCVBUF = 212_992  # net.core.rmem_default
 SKB_OVERHEAD = 256  # what a queued datagram costs beside its bytes
 MAX_UDP = 65_507
+IP_PMTUDISC_DONT, IP_PMTUDISC_WANT, IP_PMTUDISC_DO, IP_PMTUDISC_PROBE = range(4)  # ip(7), IP_MTU_DISCOVER
 _UDP = struct.Struct("!BBHHHBBH4s4sHHHH")
 
 
@@ -144,6 +145,7 @@ class UdpSocket(Socket):
         self._to: SockAddr | None = None
         self._src = ANY
         self._mtu = 0
+        self.mtu_discover, self._df = IP_PMTUDISC_WANT, 0x4000
 
     @property
     def readable(self) -> bool:
@@ -181,12 +183,16 @@ class UdpSocket(Socket):
         shortcut = self.shortcut
         if shortcut is not None and not trace and shortcut.datagram(data):
             return len(data)
-        packet = _UDP.pack(0x45, 0, size, 0, 0x4000, self.ttl, UDP, 0, self._src, to[0], self.local[1], to[1], size - 20, 0) + data
+        packet = _UDP.pack(0x45, 0, size, 0, self._df, self.ttl, UDP, 0, self._src, to[0], self.local[1], to[1], size - 20, 0) + data
         gso_size = 0 if size <= self._mtu else self._mtu - 20 & ~7
+        if gso_size and self.mtu_discover in (IP_PMTUDISC_DO, IP_PMTUDISC_PROBE):
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         if trace:
             self.ns.output(packet, gso_size, trace)
         elif self.shortcut is None or not self.shortcut.send(packet, gso_size):
             self.look_for_shortcut(packet)
+            if self.shortcut is not None:  # whose devices know nothing of the path beyond
+                self.shortcut.limit = min(self.shortcut.limit, self._mtu)
             self._transmit(packet, gso_size, 0)
         return len(data)
 
@@ -214,13 +220,19 @@ class UdpSocket(Socket):
                 raise
         return sent
 
+    def discover_mtu(self, how: int) -> None:
+        """IP_MTU_DISCOVER: with DO and PROBE, what is longer than path or device takes is EMSGSIZE and not fragments."""
+        self.mtu_discover, self._df = how, 0 if how == IP_PMTUDISC_DONT else 0x4000
+        self._to = None
+
     def _prepare(self, to: SockAddr) -> None:
         src = self.source(to.ip)
         if self.local.port == 0:
             self.bind(SockAddr(self.local.ip, 0))
         self.route(to.ip)
         self.shortcut = None
-        self._to, self._src, self._mtu = to, src, self.ns.mtu_to(to.ip)
+        self._to, self._src = to, src
+        self._mtu = self.ns.mtu_to(to.ip) if self.mtu_discover == IP_PMTUDISC_PROBE else self.ns.path_mtu(to.ip)
 
     def receive(self) -> tuple[bytes, SockAddr] | None:
         """The next datagram and its sender, or None; a pending error is raised first."""

@@ -74,6 +74,7 @@ class TcpSocket(Socket):
         self.conn = Connection.active(self.local, remote, iss=iss, mtu=ns.mtu_to(remote.ip), now=self.softnet.now)
         self.started = True
         ns.sockets.established[self.key] = self
+        self.path_changed()
         self._after(trace)
 
     def write(self, data: bytes) -> int:
@@ -161,15 +162,21 @@ class TcpSocket(Socket):
             conn.events = 0
             self.notify()
 
-    def on_icmp(self, number: int, mtu: int, seq: int) -> None:
+    def on_icmp(self, number: int, mtu: int | None, seq: int) -> None:
         """An ICMP error about a segment with sequence number `seq` (ignored if that is not outstanding, RFC 5927)."""
         conn = self.conn
         if (seq - conn.snd_una) & MASK <= conn.snd_nxt - conn.snd_una:
-            if mtu:
-                conn.on_mtu(mtu, self.softnet.now)
+            if mtu is not None:
+                assert self.remote is not None
+                conn.on_mtu(self.ns.paths.learn(self.remote.ip, mtu), self.softnet.now)
             else:  # whichever it is, it ends a connection that is being set up (tcp_v4_err), and else explains a time-out
                 conn.on_icmp(number, True, self.softnet.now)
             self._after(0)
+
+    def path_changed(self) -> None:
+        """What was learnt of the path to the peer has expired, or was learnt before this connection."""
+        assert self.remote is not None
+        self.conn.on_mtu(self.ns.path_mtu(self.remote.ip), self.softnet.now)
 
     def poll_at(self) -> float:
         return INFINITY if self.closed else self.conn.deadline
@@ -187,6 +194,7 @@ class TcpSocket(Socket):
         self.started = True
         self.key = tcp_key(remote, local)
         self.ns.sockets.established[self.key] = self
+        self.path_changed()
         self._after(trace)
 
     def _after(self, trace: int) -> None:

@@ -150,13 +150,16 @@ class Connection(Tcb):
             self.soft_error = errno
 
     def on_mtu(self, mtu: int, now: float) -> None:
-        """The path takes packets of `mtu` bytes (ICMP fragmentation needed, RFC 1191): cut smaller and send again."""
-        if self.state is TcpState.CLOSED or mtu >= self.mtu:
+        """The path takes packets of `mtu` bytes (RFC 1191): if that is less than it was, cut smaller and send again (ICMP
+        fragmentation needed); if it is more, an older word has expired, and what is sent from now on may be longer."""
+        if self.state is TcpState.CLOSED or mtu == self.mtu:
             return
+        smaller = mtu < self.mtu
         self.mtu = max(mtu, 68)
         set_mss(self)
-        recovery.on_smaller_mss(self)
-        push(self, now)
+        if smaller:
+            recovery.on_smaller_mss(self)
+            push(self, now)
 
     def outstanding(self, seq: int) -> bool:
         """Whether the 32-bit `seq`, quoted by an ICMP error, was sent and not acknowledged (RFC 5927, 4); else it is to be ignored."""

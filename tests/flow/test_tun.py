@@ -10,8 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from emu.stack.route import Route
+from emu.stack.sockets import UdpSocket
 from emu.stack.tcp_sockets import TcpListener, TcpSocket
-from emu.wire.addr import ANY, SockAddr, format_ip, parse_ip
+from emu.wire.addr import ANY, Network, SockAddr, format_ip, parse_ip
 from tests.kit import netns
 from tests.kit.fabric import Fabric
 from tests.kit.tun import Junction
@@ -123,3 +125,94 @@ def test_a_port_that_nobody_has_refuses_either_side():
         ours = TcpSocket(run.pod)
         ours.connect(SockAddr(parse_ip(KERNEL), 81))
         run.until(lambda: ours.error == errno.ECONNREFUSED)
+
+
+def carry(run, theirs, ours, size, *, up):
+    """A stream of `size` bytes from the kernel (`up`) or to it; what arrived."""
+    data, got, sent = random.Random(size).randbytes(size), bytearray(), 0
+
+    def done():
+        nonlocal sent
+        try:
+            while up and sent < size:
+                sent += theirs.send(data[sent : sent + MEGABYTE])
+            while not up and (piece := theirs.recv(MEGABYTE)):
+                got.extend(piece)
+        except BlockingIOError:
+            pass
+        if not up and sent < size:
+            sent += ours.write(data[sent : sent + MEGABYTE])
+        while up and (piece := ours.read(MEGABYTE)):
+            got.extend(piece)
+        run.fabric.run()
+        return len(got) >= size
+
+    run.until(done, 30)
+    assert got == data
+
+
+def path_mtu(sock):
+    """What the kernel takes the path of a connected socket to be."""
+    return sock.getsockopt(socket.IPPROTO_IP, 14)  # IP_MTU
+
+
+@pytest.mark.parametrize("offload", [True, False], ids=["offload", "segments"])
+def test_the_kernel_adapts_to_the_tunnel_between_our_nodes(offload):
+    """1500 bytes at its device, 1450 at the pod's, so TCP's maximum segment size alone does not tell: 1300 on the way. Our node does."""
+    with world(offload=offload) as run:
+        run.fabric.services({})  # rules, hence flannel's masquerade: the far node knows no way to the kernel
+        run.fabric.machines["node-1"].node.devices["flannel.1"].mtu = 1300
+        far = run.fabric.pod(2, "far")
+        listener, theirs = TcpListener(far, SockAddr(ANY, 80)), run.socket()
+        with theirs:
+            theirs.connect_ex((format_ip(far.devices["eth0"].addresses[0][0]), 80))
+            run.until(lambda: listener.queue)
+            ours = listener.accept()
+            carry(run, theirs, ours, 2 * MEGABYTE, up=True)
+            assert path_mtu(theirs) == 1300
+            carry(run, theirs, ours, MEGABYTE, up=False)
+    assert run.fabric.machines["node-1"].node.drops["too-big"] > 0
+
+
+@pytest.mark.parametrize("offload", [True, False], ids=["offload", "segments"])
+def test_we_adapt_to_a_narrow_link_behind_the_kernel(offload):
+    with netns.namespaces("beyond") as names, world(offload=offload) as run:
+        beyond, near = names["beyond"], run.namespace
+        netns.configure(
+            near, [f"link add v0 mtu 1300 type veth peer name v1 netns {beyond}", "addr add 172.30.0.1/24 dev v0", "link set v0 up"]
+        )
+        netns.configure(beyond, ["addr add 172.30.0.2/24 dev v1", "link set v1 up", "route add default via 172.30.0.1"])
+        netns.sysctl(near, {"net.ipv4.ip_forward": 1})
+        run.fabric.machines["node-1"].node.add_route(Route(Network.parse("172.30.0.0/24"), "pw0"))
+        with netns.socket_in(beyond) as listener:
+            listener.bind(("172.30.0.2", 80))
+            listener.listen()
+            ours = TcpSocket(run.pod)
+            ours.connect(SockAddr(parse_ip("172.30.0.2"), 80))
+            run.until(lambda: ours.connected)
+            theirs, _ = listener.accept()
+        with theirs:
+            theirs.setblocking(False)
+            assert (ours.conn.mtu, ours.conn.peer_mss) == (1450, 1460)
+            carry(run, theirs, ours, 2 * MEGABYTE, up=False)
+            assert ours.conn.mtu == run.pod.path_mtu(parse_ip("172.30.0.2")) == 1300
+            carry(run, theirs, ours, MEGABYTE, up=True)
+
+
+def test_a_datagram_of_the_kernels_with_df_set_is_answered_with_the_tunnels_mtu():
+    with world() as run, netns.socket_in(run.namespace, kind=socket.SOCK_DGRAM) as theirs:
+        run.fabric.services({})
+        far = run.fabric.pod(2, "far")
+        asked = UdpSocket(far)
+        asked.bind(SockAddr(ANY, 53))
+        theirs.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER: DO
+        theirs.connect((format_ip(far.devices["eth0"].addresses[0][0]), 53))
+        theirs.send(bytes(1472))
+        run.until(lambda: theirs.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE)
+        assert path_mtu(theirs) == 1450
+        theirs.send(bytes(1422))
+        run.until(lambda: asked.queue)
+        assert asked.receive()[0] == bytes(1422)
+        with pytest.raises(OSError) as refused:
+            theirs.send(bytes(1423))
+        assert refused.value.errno == errno.EMSGSIZE
