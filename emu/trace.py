@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 REPLY = 1
+LINK = "link"  # where a packet is that has left its node by the wire and never came to another
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from emu.stack.namespace import NetNamespace
 from emu.stack.route import Route
 from emu.stack.softnet import Softnet
 from emu.stack.underlay import Underlay
-from emu.trace import REPLY, Hop
+from emu.trace import LINK, REPLY, Hop
 from emu.wire.addr import Ip, Network, format_ip
 
 UNDERLAY_MTU = 1500
@@ -174,7 +174,7 @@ class Machine:
         self.node.count(reason, segments)
         if trace and isinstance(skb := Skb.parse(packet), Skb):
             skb.trace = trace
-            self.node.hop(skb, self.underlay.name, note=reason.value, verdict="dropped")
+            self.node.hop(skb, LINK, note=reason.value, verdict="dropped")
 
     # ---- traces ------------------------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emu.trace import REPLY, Hop
+from emu.trace import LINK, REPLY, Hop
 
 VXLAN_PORT = 8472
 ANSWERED = frozenset(("connected", "answered"))
@@ -120,12 +120,14 @@ class Assembly:
         open_stay: dict[str, list[Hop]] = {}
         for hop in sorted((hop for hop in self._hops.values() if hop.trace == trace), key=lambda hop: (hop.node, hop.seq)):
             stay = open_stay.get(hop.node)
-            if stay is None:
+            if hop.where == LINK and hop.node in stays:  # the wire was not the end of its stay after all
+                stay = stays[hop.node][-1]
+            elif stay is None:
                 stay = open_stay[hop.node] = []
                 stays.setdefault(hop.node, []).append(stay)
             stay.append(hop)
             if hop.where == "wire" or hop.verdict is not None:
-                del open_stay[hop.node]
+                open_stay.pop(hop.node, None)
         return stays
 
     def _next(self, hop: Hop) -> str | None:

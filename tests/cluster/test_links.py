@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.programs.bulk import digest
-from tests.kit.live import cluster, eventually, ip_of, manifests, netexec, pod, podwire
+from tests.kit.live import cluster, eventually, ip_of, manifests, netexec, pod, podwire, trace
 
 pytestmark = pytest.mark.cluster
 
@@ -93,6 +93,8 @@ def test_a_partition_is_silence_and_outlives_controller_and_node():
     podwire("fault", "partition", "node-1", "|", "zone/b")
     assert ping(1, 2, 3, status=1)[0] == ping(3, 1, 3, status=1)[0] == 0
     assert ping(2, 3, 3)[0] == 3
+    last = trace("pod-1", "pod/pod-2")["request"][-1]
+    assert (last["node"], last["where"], last["note"]) == ("node-1", "link", "link-cut")
     podwire("fault", "controller", "kill")
     podwire("fault", "controller", "start")
     assert [item["spec"] for item in faults().values()] == [{"partition": [["node-1"], ["zone/b"]]}]

@@ -110,6 +110,15 @@ def test_a_packet_that_crosses_a_node_twice_is_told_in_order():
     assert report["masquerade"] is True and report["nodes_crossed"] == 2
 
 
+def test_what_is_lost_on_a_link_ends_there_and_not_somewhere_after_the_wire():
+    hops = [*request()[:6], hop(2, "node-1", "node", "link", *OUTER, "link-loss", verdict="dropped", proto="udp")]
+    assembly = assembled(hops, "silent")
+    assert assembly.complete
+    assert assembly.report()["outcome"] == "dropped"
+    assert wheres(assembly.report()["request"])[-2:] == ["node-1 wire", "node-1 link"]
+    assert assembly.report()["request"][-1]["note"] == "link-loss"
+
+
 def icmp_back(end="rejected"):
     return hop(3, "node-1", WEB, "icmp", ("10.244.1.1", 0), CLIENT, "error type 3 code 3", verdict=end, proto="icmp")
 
