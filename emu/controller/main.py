@@ -65,6 +65,7 @@ class Process(ControlPlane):
         if life_fd >= 0:
             loop.add_reader(life_fd, self._life_ended, life_fd)
         self.runner.on_work = self._wake.set
+        self.store.subscribe(lambda changes: self._wake.set())  # what no controller acts on may still have to be broadcast
         self.link.on_arrival(self._arrived)
         serving = await serve(app(Api(self.registry), self), port=self.spec.api_port)
         self.url = serving.url
