@@ -16,6 +16,7 @@ import click
 from emu.errors import ConfigError, PodwireError
 from launcher.commands.capture import capture
 from launcher.commands.cluster import bench, demo, down, status, up
+from launcher.commands.explain import explain
 from launcher.commands.links import ON_LINKS
 from launcher.commands.network import conntrack, fault, kubeconfig, routes, rules, trace
 from launcher.commands.objects import apply, delete, get, scale
@@ -28,7 +29,7 @@ SECTIONS = {
     "Objects": (apply, delete, get, scale),
     "Programs": (exec_, logs),
     "Tests": (test,),
-    "The network": (trace, capture, rules, conntrack, routes, fault, tun),
+    "The network": (trace, explain, capture, rules, conntrack, routes, fault, tun),
     "Other": (kubeconfig, bench),
 }
 

@@ -4,45 +4,20 @@ The packet is taken through the real hooks once for each way in which the dice o
 no second reading of the rules that could differ from the first. A draw is a number that, compared with a probability,
 notes it and answers as the way under trial says; n backends cost n walks. Connections that exist are not considered: the
 question is what a new one meets.
-
-Decides the order of hooks as the stack does (net/ipv4: ip_rcv, ip_forward, ip_local_out); where packets are routed is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
-from emu.netfilter.hooks import Hook, Surroundings, Verdict
+from emu.netfilter.hooks import Surroundings
+from emu.netfilter.journey import Fate, Journey, Route
 from emu.netfilter.netfilter import Netfilter
 from emu.netfilter.ruleset import RuleSet
 from emu.netfilter.skb import Skb
-from emu.wire.addr import Ip, SockAddr
-
-Route = Callable[[Skb], str | None]
-"""The device by which a packet leaves for its (present) destination, which is not local; None if there is no route."""
-
-LOCAL = "lo"
-
-
-@dataclass(frozen=True, slots=True)
-class Fate:
-    """One end that the packet may come to.
-
-    `destination` and `source` are the packet's at that end (the port of a masqueraded source is chosen by the packet, and is not
-    told); `device` is where it then goes: "lo" to this node itself, None nowhere, for want of a route. `rules` is the largest
-    number of rules evaluated on the way.
-    """
-
-    verdict: Verdict
-    destination: SockAddr
-    source: Ip
-    device: str | None
-    masqueraded: bool
-    reject_with: str | None = None
-    probability: float = 1.0
-    rules: int = 0
+from emu.wire.addr import Ip
 
 
 def fates(ruleset: RuleSet, packet: bytes, around: Surroundings, route: Route, *, iif: str = "", mark: int = 0) -> tuple[Fate, ...]:
@@ -68,7 +43,9 @@ def _ways(ruleset: RuleSet, packet: bytes, around: Surroundings, route: Route, i
         skb = Skb.parse(packet)
         assert isinstance(skb, Skb), f"a first packet must be whole: {skb}"
         skb.iif, skb.mark = iif, mark
-        fate = _Journey(ruleset, dice, route).take(skb)
+        netfilter = Netfilter(dice)
+        netfilter.swap(ruleset)
+        fate = Journey(netfilter, dice.is_local, route).take(skb)
         yield replace(fate, probability=prod(dice.probabilities), rules=skb.rules)
         pending.extend((*dice.fallen[:at], False) for at in range(len(script), len(dice.fallen)) if dice.either[at])
 
@@ -121,58 +98,4 @@ class _Dice:
         """These packets tell no story."""
 
 
-class _Journey:
-    """One packet's way through a node that has no connections yet."""
-
-    def __init__(self, ruleset: RuleSet, around: _Dice, route: Route) -> None:
-        self._netfilter = Netfilter(around)
-        self._netfilter.swap(ruleset)
-        self._around, self._route = around, route
-
-    def take(self, skb: Skb) -> Fate:
-        source = skb.src
-        verdict, device = self._sent(skb) if not skb.iif else self._received(skb)
-        reject_with = skb.reject_with if verdict is Verdict.REJECT else None
-        return Fate(verdict, skb.destination, skb.src, device, skb.src != source, reject_with)
-
-    def _next(self, skb: Skb) -> str | None:
-        return LOCAL if self._around.is_local(skb.dst) else self._route(skb)
-
-    def _hooks(self, skb: Skb, *hooks: Hook) -> Verdict:
-        for hook in hooks:
-            if (verdict := self._netfilter.run(hook, skb, 0.0)) is not Verdict.ACCEPT:
-                return verdict
-        return Verdict.ACCEPT
-
-    def _received(self, skb: Skb) -> tuple[Verdict, str | None]:
-        verdict = self._hooks(skb, Hook.PREROUTING)
-        device = self._next(skb)
-        if verdict is not Verdict.ACCEPT or device is None:
-            return verdict, device
-        if device == LOCAL:
-            return self._hooks(skb, Hook.INPUT), device
-        skb.oif = device
-        return self._hooks(skb, Hook.FORWARD, Hook.POSTROUTING), device
-
-    def _sent(self, skb: Skb) -> tuple[Verdict, str | None]:
-        device = self._next(skb)
-        if device is None:
-            return Verdict.ACCEPT, None
-        skb.oif = device
-        verdict = self._hooks(skb, Hook.OUTPUT)
-        device = self._next(skb)
-        if verdict is not Verdict.ACCEPT or device is None:
-            return verdict, device
-        skb.oif = device
-        verdict = self._hooks(skb, Hook.POSTROUTING)
-        return (self._looped(skb), device) if device == LOCAL and verdict is Verdict.ACCEPT else (verdict, device)
-
-    def _looped(self, skb: Skb) -> Verdict:
-        """What the node sends to itself comes in again by `lo`, and meets INPUT there; NAT has been decided."""
-        again = Skb.parse(skb.buf)
-        assert isinstance(again, Skb), again
-        again.iif, again.mark = LOCAL, skb.mark
-        verdict = self._hooks(again, Hook.PREROUTING, Hook.INPUT)
-        skb.reject_with = again.reject_with
-        skb.rules += again.rules
-        return verdict
+__all__ = ["Fate", "fates"]

@@ -13,10 +13,10 @@ from functools import lru_cache
 from emu.netfilter.conn import CtState
 from emu.netfilter.forms import FULL_MASK, parse_masked
 from emu.netfilter.hooks import Surroundings
-from emu.netfilter.ruleset import Drop, Option, TargetExtension
+from emu.netfilter.ruleset import Accept, Drop, Option, TargetExtension
 from emu.netfilter.skb import Skb
 
-Effect = Callable[[Skb, Surroundings], Drop | None]
+Effect = Callable[[Skb, Surroundings], Accept | Drop | None]
 Given = Mapping[str, Option]
 
 
@@ -30,11 +30,13 @@ def effect_of(target: TargetExtension) -> Effect:
 
 
 def _unknown(name: str) -> Effect:
-    """The memory says whether it ends the walk there, and it would be by taking the packet."""
+    """The memory says whether it ends the walk, and if so, whether by taking the packet."""
 
-    def effect(skb: Skb, around: Surroundings) -> Drop | None:
+    def effect(skb: Skb, around: Surroundings) -> Accept | Drop | None:
         skb.cacheable = False
-        return Drop() if around.memory.unknown(f"-j {name}") else None
+        if not around.memory.unknown(f"-j {name}: it ends the walk"):
+            return None
+        return Drop() if around.memory.unknown(f"-j {name}: it takes the packet") else Accept()
 
     return effect
 

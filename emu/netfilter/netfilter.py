@@ -35,9 +35,9 @@ from emu.netfilter.nat import (
     translate,
     translate_error,
 )
-from emu.netfilter.ruleset import EMPTY, Accept, Dnat, Drop, Masquerade, Netmap, Redirect, Reject, RuleSet, Snat, Spread, Table
+from emu.netfilter.ruleset import EMPTY, Accept, Dnat, Drop, Masquerade, Netmap, Redirect, Reject, RuleSet, Snat, Spread
 from emu.netfilter.skb import ICMP, ICMP_ERRORS, Skb
-from emu.netfilter.walk import Outcome, walk
+from emu.netfilter.walk import Outcome, Walk, walk
 from emu.wire.addr import Ip, SockAddr
 
 PRI_RAW, PRI_CONNTRACK, PRI_MANGLE, PRI_NAT_DST, PRI_FILTER, PRI_SECURITY, PRI_NAT_SRC = -300, -200, -150, -100, 0, 50, 100
@@ -66,13 +66,11 @@ Station = Callable[[Hook, Skb, float], Verdict]
 class Netfilter:
     """The hooks of one namespace. `drop_reason` tells why the latest DROP was one; `active` is False while there is nothing to do.
 
-    `walk` takes a packet through a table's built-in chain; who explains rules brings another that tells more.
+    `kind` is the walk that packets take through a table; who explains rules brings one that tells more.
     """
 
-    walk: staticmethod[[Table, str, Skb, Surroundings], Outcome] = staticmethod(walk)
-
-    def __init__(self, surroundings: Surroundings, conntrack: Conntrack | None = None) -> None:
-        self.around = surroundings
+    def __init__(self, surroundings: Surroundings, conntrack: Conntrack | None = None, kind: type[Walk] = Walk) -> None:
+        self.around, self.kind = surroundings, kind
         self.conntrack = Conntrack() if conntrack is None else conntrack
         self.ruleset = EMPTY
         self.active = False
@@ -115,7 +113,7 @@ class Netfilter:
 
     def _filter_of(self, name: str) -> Station:
         def station(hook: Hook, skb: Skb, now: float) -> Verdict:
-            return self._verdict(self.walk(self.ruleset.tables[name], hook.name, skb, self.around), skb, name)
+            return self._verdict(walk(self.ruleset.tables[name], hook.name, skb, self.around, self.kind), skb, name)
 
         return station
 
@@ -143,7 +141,7 @@ class Netfilter:
                 self.around.hop(skb, "conntrack", note="error translated, inside and out")
             return Verdict.ACCEPT
         if not skb.ct_reply and needs_binding(conn, hook):
-            verdict = self._bind(self.walk(self.ruleset.tables["nat"], hook.name, skb, self.around), conn, hook, skb)
+            verdict = self._bind(walk(self.ruleset.tables["nat"], hook.name, skb, self.around, self.kind), conn, hook, skb)
             if verdict is not Verdict.ACCEPT:
                 return verdict
         before = (skb.source, skb.destination) if skb.trace else None

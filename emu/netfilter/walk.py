@@ -15,7 +15,7 @@ from typing import assert_never
 
 from emu.netfilter.effects import effect_of
 from emu.netfilter.hooks import Surroundings, Verdict
-from emu.netfilter.match import Keys, Step, packet_keys, step_of
+from emu.netfilter.match import Step, packet_keys, step_of
 from emu.netfilter.ruleset import (
     Accept,
     Chain,
@@ -90,7 +90,7 @@ class Walk:
         for search, kind, steps, rules in compile_chain(chain) if program is None else program:
             at, end = 0, len(steps)
             while at < end:
-                found = _next(search, keys[kind], steps, at, skb, around, keys)
+                found = self.find(search, keys[kind], steps, at)
                 skb.rules += min(found + 1, end) - at
                 if found == end:
                     break
@@ -119,6 +119,29 @@ class Walk:
                         assert_never(target)
         return None
 
+    def find(self, search: Search | None, key: bytes, steps: tuple[Step, ...], at: int) -> int:
+        """The index of the next rule of a run that matches, or the run's length."""
+        end, skb, around, keys = len(steps), self.skb, self.around, self.keys
+        while at < end:
+            if search is None:
+                step = steps[at]
+                if step.key != keys[step.kind]:
+                    at += 1
+                    continue
+            else:
+                try:
+                    at = search(key, at)
+                except ValueError:
+                    return end
+                step = steps[at]
+            for test in step.tests:
+                if not test(skb, around):
+                    break
+            else:
+                return at
+            at += 1
+        return end
+
     def report(self, chain: Chain, rule: Rule | None, note: str | None = None) -> None:
         """Tell of a rule that matched, or of the end, with the number of rules evaluated since the last report."""
         skb = self.skb
@@ -126,30 +149,6 @@ class Walk:
         note = note if rule is None else _note(rule)
         self.around.hop(skb, f"{self.table.name}/{chain.name}", rule=line, note=note, rules=skb.rules - self.reported)
         self.reported = skb.rules
-
-
-def _next(search: Search | None, key: bytes, steps: tuple[Step, ...], at: int, skb: Skb, around: Surroundings, keys: Keys) -> int:
-    """The index of the next rule of a run that matches, or the run's length."""
-    end = len(steps)
-    while at < end:
-        if search is None:
-            step = steps[at]
-            if step.key != keys[step.kind]:
-                at += 1
-                continue
-        else:
-            try:
-                at = search(key, at)
-            except ValueError:
-                return end
-            step = steps[at]
-        for test in step.tests:
-            if not test(skb, around):
-                break
-        else:
-            return at
-        at += 1
-    return end
 
 
 def _note(rule: Rule) -> str | None:
@@ -165,12 +164,12 @@ def _note(rule: Rule) -> str | None:
             return None
 
 
-def walk(table: Table, builtin: str, skb: Skb, around: Surroundings) -> Outcome:
-    """Take a packet through a built-in chain of a table; a chain that is not there accepts."""
+def walk(table: Table, builtin: str, skb: Skb, around: Surroundings, kind: type[Walk] = Walk) -> Outcome:
+    """Take a packet through a built-in chain of a table; a chain that is not there accepts. `kind` may be a walk that tells more."""
     chain = table.chains.get(builtin)
     if chain is None:
         return ACCEPT
-    walker = Walk(table, skb, around)
+    walker = kind(table, skb, around)
     outcome = walker.chain(chain)
     if outcome is None:
         outcome = _POLICIES[chain.policy]

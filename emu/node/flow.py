@@ -11,19 +11,13 @@ from typing import Any
 
 from emu.errors import ApiError
 from emu.netfilter.backends import Fate, fates
-from emu.netfilter.skb import ICMPV6, PROTOCOL_NAMES, SCTP, TCP, UDP, Skb
+from emu.netfilter.first_packet import first_packet
+from emu.netfilter.skb import ICMPV6, PROTOCOL_NAMES, Skb
 from emu.node.machine import Machine
 from emu.stack.namespace import NetNamespace
 from emu.wire.addr import Ip, format_ip, parse_ip
-from emu.wire.ipv4 import Ipv4
 
 _NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items() if number != ICMPV6}
-_BODIES = {
-    TCP: bytes(8) + b"\x50\x02\xff\xff" + bytes(4),  # a SYN
-    UDP: b"\x00\x08\x00\x00",
-    SCTP: bytes(8) + b"\x01\x00\x00\x14" + bytes(16),  # an INIT
-}
-
 Body = dict[str, Any]
 
 
@@ -56,16 +50,6 @@ class _Node:
 
     def is_local(self, ip: Ip) -> bool:
         return ip not in self._pods and self._ns.is_local(ip)
-
-
-def first_packet(proto: int, src: Ip, dst: Ip, sport: int, dport: int) -> bytes:
-    """The packet that opens a connection: a SYN, a datagram, an INIT or an echo request."""
-    body = _BODIES.get(proto)
-    if body is None:
-        body = bytes((8, 0, 0, 0)) + sport.to_bytes(2, "big") + bytes(2)
-    else:
-        body = sport.to_bytes(2, "big") + dport.to_bytes(2, "big") + body
-    return Ipv4(src, dst, proto).emit(len(body)) + body
 
 
 def _address(params: Mapping[str, Any], key: str) -> Ip:
