@@ -114,6 +114,8 @@ class Agent:
         statuses = self.kubelet.turn(now)
         if statuses:
             self._link.post({"t": "pods", "statuses": statuses})
+        while self.kubelet.events:
+            self._link.post({"t": "event", **self.kubelet.events.pop(0)})
         self.tuns.turn()
         if now >= self._lease_at:
             self._close_idle_pipes(now)

@@ -6,7 +6,9 @@ Runs on the node's control loop alone. Level-triggered: `on_pods` says what is w
 
 from __future__ import annotations
 
+import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +40,7 @@ class Held:
     pod: Pod
     runtime: PodRuntime | None = None
     trouble: str = ""
+    failed: str = ""  # why it cannot be run at all
     retry_at: float = INFINITY
     stopping: bool = False
     reported: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +66,8 @@ class Kubelet:
         self._held: dict[str, Held] = {}
         self._services: dict[str, Service] = {}
         self._gone: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        """What users should hear of; whoever posts them takes them away."""
         self._abandoned = 0
         route_prints()
 
@@ -119,20 +124,47 @@ class Kubelet:
             elif held.uid == pod["metadata"].get("uid"):
                 held.pod = pod
                 self._stop_if_deleted(held)
+        statuses = []
         for key, held in list(self._held.items()):
-            wanted = self._wanted.get(key)
-            if wanted is None or wanted["metadata"].get("uid") != held.uid:
-                self._stop(held, 0.0)
-            if held.retry_at <= now and not held.stopping:
-                self._make(key, held, now)
-            if held.runtime is not None:
-                held.runtime.poll()
-            if held.stopping and (held.runtime is None or held.runtime.gone):
-                self._end(key, held)
-        statuses = [report for key, held in self._held.items() if (report := self._report(key, held)) is not None]
+            try:
+                self._advance(key, held, now)
+                report = self._report(key, held) if key in self._held else None
+            except AssertionError:  # a bug of ours in what all pods share: the node dies loudly
+                raise
+            except Exception as error:  # the pod's own matter, which must not take the others' node along
+                self._give_up(key, held, error)
+                report = self._report(key, held)
+            if report is not None:
+                statuses.append(report)
         statuses += self._gone
         self._gone = []
         return statuses
+
+    def _advance(self, key: str, held: Held, now: float) -> None:
+        """Bring one pod closer to what is wanted of it."""
+        wanted = self._wanted.get(key)
+        if wanted is None or wanted["metadata"].get("uid") != held.uid:
+            self._stop(held, 0.0)
+        if held.retry_at <= now and not held.stopping:
+            self._make(key, held, now)
+        if held.runtime is not None:
+            held.runtime.poll()
+        if held.stopping and (held.runtime is None or held.runtime.gone):
+            self._end(key, held)
+
+    def _give_up(self, key: str, held: Held, error: Exception) -> None:
+        """The pod cannot be run: it ends as Failed, and an Event says why."""
+        traceback.print_exception(error)
+        held.failed = f"{type(error).__name__}: {error}"
+        runtime, held.runtime, held.retry_at = held.runtime, None, INFINITY
+        if runtime is not None:
+            with contextlib.suppress(Exception):  # it has failed already; what it still holds goes with its namespace
+                runtime.stop(0.0)
+        self._remove_namespace(key)
+        self._held[key] = held
+        meta = held.pod["metadata"]
+        about = {"kind": "Pod", "namespace": meta["namespace"], "name": meta["name"], "uid": held.uid}
+        self.events.append({"object": about, "type": "Warning", "reason": "Failed", "message": f"the pod cannot be run: {held.failed}"})
 
     def poll_at(self) -> float:
         """When the next turn is due although nothing happens."""
@@ -145,8 +177,7 @@ class Kubelet:
         meta = pod["metadata"]
         if meta.get("deletionTimestamp") or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
             return
-        held = self._held[key] = Held(pod)
-        self._make(key, held, now)
+        self._held[key] = Held(pod, retry_at=now)
 
     def _make(self, key: str, held: Held, now: float) -> None:
         """Give the pod its namespace and start it, or say why not and try again later."""
@@ -192,15 +223,23 @@ class Kubelet:
         if held.runtime is not None:
             self._abandoned += held.runtime.abandoned
             if held.runtime.ns is not self._machine.node:
-                self._kernel.enter()
-                self._machine.cni.remove_pod(f"pod/{key}")
-                self._kernel.leave()
+                self._remove_namespace(key)
         self._report_gone(held.pod)
+
+    def _remove_namespace(self, key: str) -> None:
+        self._kernel.enter()
+        try:
+            self._machine.cni.remove_pod(f"pod/{key}")
+        finally:
+            self._kernel.leave()
 
     # ---- reports -----------------------------------------------------------------------------------------------------------------
 
     def _report(self, key: str, held: Held) -> dict[str, Any] | None:
-        status = held.runtime.status() if held.runtime is not None else _sandbox_trouble(held)
+        if held.failed:
+            status: dict[str, Any] = {"phase": "Failed", "reason": "KubeletError", "message": held.failed}
+        else:
+            status = held.runtime.status() if held.runtime is not None else _sandbox_trouble(held)
         if status == held.reported:
             return None
         held.reported = status

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from emu.errors import ApiError
+from emu.pod.runtime import PodRuntime
 from emu.stack.tcp_sockets import TcpSocket
 from emu.wire.addr import ANY, SockAddr, parse_ip
 from tests.kit.nodes import RealNode, chatting, deleted, pod, real_node
@@ -63,6 +65,44 @@ def test_an_end_whose_report_was_lost_with_the_controller_is_told_again(node: Re
     node.kubelet.report_all()
     node.turn()
     assert [name for name, _ in node.gone] == ["web"]
+
+
+@pytest.mark.parametrize("where", ["start", "poll", "status"])
+def test_a_pod_that_cannot_be_run_fails_by_itself_and_takes_nobody_along(
+    node: RealNode, monkeypatch: pytest.MonkeyPatch, where: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    node.run(pod("web"))
+    act = getattr(PodRuntime, where)
+
+    def fail(runtime: PodRuntime) -> Any:
+        if runtime._pod["metadata"]["name"] == "bad":
+            raise KeyError("annotation")
+        return act(runtime)
+
+    monkeypatch.setattr(PodRuntime, where, fail)
+    bad = pod("bad")
+    node.wants(bad, pod("after"))
+    node.until(lambda: node.reports.get("bad", {}).get("phase") == "Failed" and node.ready("after"))
+    assert node.reports["bad"]["message"] == "KeyError: 'annotation'"
+    assert node.ready("web")
+    (event,) = node.kubelet.events
+    assert (event["type"], event["object"]["name"]) == ("Warning", "bad")
+    assert "cannot be run: KeyError" in event["message"]
+    assert node.kubelet.namespace("pod/default/bad") is None
+    assert "KeyError" in capfd.readouterr().err
+    node.wants(deleted(bad))
+    node.until(lambda: [name for name, _ in node.gone] == ["bad"])
+
+
+def test_a_bug_that_all_pods_share_ends_the_node(node: RealNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(runtime: PodRuntime) -> None:
+        raise AssertionError("handed a packet that is not its own")
+
+    node.run(pod("web"))
+    monkeypatch.setattr(PodRuntime, "poll", wrong)
+    node.kubelet.report_all()
+    with pytest.raises(AssertionError, match="not its own"):
+        node.turn()
 
 
 def test_a_turn_without_news_does_nothing(node: RealNode) -> None:
