@@ -147,17 +147,17 @@ class Underlay(Device):
         lone = self._lone
         if lone is not None:
             self._lone = None
-            self._send(*lone, lone[1:])
+            if not self.wire.send(*lone):
+                self._lost(lone[0], 1)
             return
         pending, self._pending = self._pending, {}
-        for peer, batch in pending.items():
-            self._send(peer, batch[0] if len(batch) == 1 else b"".join(batch), batch)
+        for peer, pieces in pending.items():
+            if not self.wire.send(peer, b"".join(pieces)):
+                self._lost(peer, sum(isinstance(piece, bytes) for piece in pieces) - (len(pieces[0]) == PREAMBLE.size))
 
-    def _send(self, peer: Ip, message: bytes | memoryview, pieces: Sequence[bytes | memoryview]) -> None:
-        assert isinstance(message, bytes)
-        if not self.wire.send(peer, message):
-            packets = sum(isinstance(piece, bytes) for piece in pieces) - (len(pieces[0]) == PREAMBLE.size)
-            self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER, packets)
+    def _lost(self, peer: Ip, packets: int) -> None:
+        """The carrier has dropped a message."""
+        self.ns.count(DropReason.QUEUE_FULL if peer in self.incarnations else DropReason.UNKNOWN_PEER, packets)
 
     def receive_message(self, message: bytes) -> None:
         """Take one message of the carrier apart. Never raises: what does not hold together is counted and dropped."""
