@@ -8,7 +8,8 @@ whose values differ, so a resync disturbs nothing that was right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from emu.bus.messages import SET, Message, Update, unpack
@@ -90,6 +91,11 @@ class Mirror:
         packed = self._values.get(key)
         value: dict[str, Any] | None = None if packed is None else unpack(packed)
         return value
+
+    def late(self, key: str) -> Callable[[], Any] | None:
+        """The value that is under a key now, for whoever may want it decoded later; None if there is none."""
+        packed = self._values.get(key)
+        return None if packed is None else partial(unpack, packed)
 
     def packed(self, key: str) -> bytes | None:
         """The value under a key as it came."""

@@ -8,6 +8,7 @@ node that of flannel.1, since nobody else knows the way back.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from emu.netfilter.ruleset import (
@@ -16,6 +17,7 @@ from emu.netfilter.ruleset import (
     Comment,
     Destination,
     Jump,
+    LateTables,
     Mark,
     Masquerade,
     Return,
@@ -31,6 +33,24 @@ POSTRTG, FWD = "FLANNEL-POSTRTG", "FLANNEL-FWD"
 KUBE_PROXY_MARK = Mark(0x4000, 0x4000)
 MULTICAST = Network.parse("224.0.0.0/4")
 _MASQ, _FORWARD = Comment("flanneld masq"), Comment("flanneld forward")
+
+
+class _Beside(Mapping[str, Chain]):
+    """Chains with a few more, or others in their place; nothing is copied, for there may be a hundred thousand."""
+
+    def __init__(self, chains: Mapping[str, Chain], ours: Mapping[str, Chain]) -> None:
+        self._chains, self._ours = chains, ours
+
+    def __getitem__(self, name: str) -> Chain:
+        found = self._ours.get(name)
+        return self._chains[name] if found is None else found
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._chains
+        yield from (name for name in self._ours if name not in self._chains)
+
+    def __len__(self) -> int:
+        return len(self._chains) + sum(name not in self._chains for name in self._ours)
 
 
 class FlannelRules:
@@ -55,8 +75,12 @@ class FlannelRules:
         self._built_in: dict[str, tuple[Chain, Chain]] = {}  # likewise
 
     def beside(self, ruleset: RuleSet) -> RuleSet:
-        """The rule set with flanneld's rules in the tables that it has."""
-        return RuleSet(MappingProxyType({name: self._table(table) for name, table in ruleset.tables.items()}))
+        """The rule set with flanneld's rules in the tables that it has; late if those are."""
+        tables = ruleset.tables
+        return RuleSet(LateTables(tables, lambda: self._all(tables)) if isinstance(tables, LateTables) else self._all(tables))
+
+    def _all(self, tables: Mapping[str, Table]) -> Mapping[str, Table]:
+        return MappingProxyType({name: self._table(table) for name, table in tables.items()})
 
     def _table(self, table: Table) -> Table:
         if table.name not in self._added:
@@ -65,7 +89,7 @@ class FlannelRules:
         if given is not table or made is None:
             where, jump, chain = self._added[table.name]
             built_in = self._extended(table.name, table.chains[where], jump)
-            made = Table(table.name, MappingProxyType({**table.chains, where: built_in, chain.name: chain}))
+            made = Table(table.name, _Beside(table.chains, {where: built_in, chain.name: chain}))
             self._made[table.name] = (table, made)
         return made
 

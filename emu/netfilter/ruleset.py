@@ -7,7 +7,7 @@ Vocabulary and defaults are iptables(8)'s and iptables-extensions(8)'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
@@ -338,3 +338,33 @@ class RuleSet:
 
 
 EMPTY = RuleSet()
+
+
+class LateTables(Mapping[str, Table]):
+    """Tables that are made when somebody first walks or prints one: most nodes of a big cluster never see a packet between two syncs.
+
+    `looked_at` says whether they have been. Making them is the maker's business, and so is who may look at the same time.
+    """
+
+    def __init__(self, names: Iterable[str], make: Callable[[], Mapping[str, Table]]) -> None:
+        self._names, self._make = tuple(names), make
+        self._made: Mapping[str, Table] | None = None
+
+    @property
+    def looked_at(self) -> bool:
+        return self._made is not None
+
+    def __getitem__(self, name: str) -> Table:
+        made = self._made
+        if made is None:
+            made = self._made = self._make()
+        return made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

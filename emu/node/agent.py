@@ -26,6 +26,7 @@ from emu.observe.programming import Swap
 from emu.pod.kernel import Kernel
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
+from emu.proxy.stale import may_have
 from emu.proxy.syncer import Proxy
 from emu.wire.addr import Network, parse_ip
 
@@ -166,9 +167,11 @@ class Agent:
             elif mirror is self._follower.links:
                 self._set_faults()
             elif mirror is self._follower.services:
-                services = [(key, mirror.get(key)) for key in keys]
+                services = [(key, mirror.late(key)) for key in keys]
                 if not self._proxy_stopped:
-                    self.proxy.on_services(services, now)
+                    self._kernel.enter()
+                    self.proxy.on_late(services, now)
+                    self._kernel.leave()
                 self._heard_at, self._read_at = self._heard_at or now, self._kernel.now()
                 self.kubelet.on_services(services)
             else:
@@ -203,14 +206,23 @@ class Agent:
 
     def _sync_proxy(self, now: float) -> None:
         """Swap in what the proxy makes of the changes so far, if a sync is due."""
-        result = None if self._proxy_stopped else self.proxy.sync(now)
-        if result is None:
+        if self._proxy_stopped or (due := self.proxy.poll_at()) is None or due > now:
             return
-        built = self._kernel.now()
         self._kernel.enter()
+        conntrack = self._machine.node.netfilter.conntrack
+        late, seen = not may_have(conntrack), self.proxy.seen
+        if seen:
+            self._kernel.leave()  # what takes long is done beside the packets: what they look at is made
+        result = self.proxy.sync(now, late=late)
+        built = self._kernel.now()
+        if seen:
+            self._kernel.enter()
+        if result is None:
+            self._kernel.leave()
+            return
         self._machine.swap(result.ruleset)
         if result.stale is not None:
-            self._machine.node.netfilter.conntrack.delete_matching(result.stale)
+            conntrack.delete_matching(result.stale)
         self._kernel.leave()
         swapped = self._kernel.now()
         self.proxy.on_swapped(swapped - now)

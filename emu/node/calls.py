@@ -85,7 +85,14 @@ class Calls:
         wanted = params.get("format") or "iptables-save"
         if wanted not in formats:
             raise ApiError(400, "BadRequest", f"format {wanted!r} is not one of {', '.join(formats)}")
-        return {"text": formats[wanted](self._machine.node.netfilter.ruleset)}  # a value: no lock is needed
+        self._kernel.enter()
+        try:
+            ruleset = self._machine.node.netfilter.ruleset
+            for name in ruleset.tables:
+                ruleset.tables[name]  # may be made only now, from what packets walk too
+        finally:
+            self._kernel.leave()
+        return {"text": formats[wanted](ruleset)}  # a value: no lock is needed
 
     def _conntrack(self, number: int, params: Body) -> Body:
         now = self._kernel.enter()

@@ -64,7 +64,7 @@ class Kubelet:
         self._epoch = time.time() - kernel.now() if epoch is None else epoch
         self._wanted: dict[str, Pod] = {}
         self._held: dict[str, Held] = {}
-        self._services: dict[str, Service] = {}
+        self._services: dict[str, Callable[[], Mapping[str, Any]] | Service] = {}
         self._gone: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         """What users should hear of; whoever posts them takes them away."""
@@ -89,13 +89,13 @@ class Kubelet:
                     self._report_gone(pod)  # it never ran here, or did in an earlier life of this node
         self._wake()
 
-    def on_services(self, changes: Iterable[tuple[str, Mapping[str, Any] | None]]) -> None:
-        """Changed Services: stand-ins open the target ports of those that select them."""
-        for key, value in changes:
-            if value is None:
+    def on_services(self, changes: Iterable[tuple[str, Callable[[], Mapping[str, Any]] | None]]) -> None:
+        """Changed Services (None: gone): stand-ins open the target ports of those that select them. Nobody else has them read."""
+        for key, read in changes:
+            if read is None:
                 self._services.pop(key, None)
             else:
-                self._services[key] = Service.from_object(value["service"])
+                self._services[key] = read
         for held in self._held.values():
             if held.runtime is not None and held.runtime.stand_ins:
                 held.runtime.set_service_ports(self._service_ports(held.pod))
@@ -104,11 +104,17 @@ class Kubelet:
         meta = pod["metadata"]
         return frozenset(
             (port.protocol, port.target_port)
-            for service in self._services.values()
+            for service in map(self._service, list(self._services))
             if service.namespace == meta["namespace"] and service.selector and from_map(service.selector).matches(meta.get("labels"))
             for port in service.ports
             if isinstance(port.target_port, int)
         )
+
+    def _service(self, key: str) -> Service:
+        found = self._services[key]
+        if not isinstance(found, Service):
+            found = self._services[key] = Service.from_object(found()["service"])
+        return found
 
     # ---- a turn ------------------------------------------------------------------------------------------------------------------
 

@@ -94,6 +94,7 @@ def build(ports: Mapping[ServicePortName, ServicePortInfo], config: ProxyConfig,
     return IptablesBuilder(config, node, family).build(ports)
 
 
+TABLES = ("mangle", "filter", "nat")
 LINES = ("nat_services", "nat_node_ports", "filter_services", "filter_external", "filter_node_ports", "filter_firewall")
 """What service ports add to chains that all share, as `PortRules` calls it."""
 

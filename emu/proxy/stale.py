@@ -12,9 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from emu.netfilter.conn import Conn, parts
+from emu.netfilter.conntrack import Conntrack
 from emu.netfilter.skb import UDP
 from emu.proxy.serviceport import ServicePortInfo
 from emu.wire.addr import SockAddr
+
+MANY = 200  # connections; with more, nobody looks which they are
+
+
+def may_have(conntrack: Conntrack) -> bool:
+    """May there be flows of UDP through a Service, which a sync could make stale?"""
+    return len(conntrack) > MANY or any(conn.proto == UDP and parts(conn.original)[2:] != parts(conn.reply)[:2] for conn in conntrack)
 
 
 class StaleUdp:

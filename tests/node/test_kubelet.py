@@ -211,7 +211,7 @@ def test_a_stand_in_opens_the_ports_that_services_aim_at(node: RealNode) -> None
     def serve(name: str, target: int, **selector: str) -> tuple[str, object]:
         made = value(f"default/{name}", selector=selector)
         made["service"]["spec"]["ports"][0]["targetPort"] = target
-        return f"default/{name}", made
+        return f"default/{name}", lambda: made
 
     node.kubelet.on_services([serve("one", 8080, app="web"), serve("two", 9090, app="other")])  # type: ignore[list-item]
     node.until(lambda: listening(node, "web") == {8080})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from emu.netfilter.hooks import Hook, Verdict
 from emu.netfilter.netfilter import Netfilter
+from emu.netfilter.text import save_text
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.syncer import Proxy
@@ -133,3 +135,63 @@ def test_stats_tell_the_size_of_what_is_in_force():
     )
     assert stats.rules["mangle"] == 0
     assert stats.rules["nat"] == 2 + 1 + 2 + 3 + 1 + 3 + 2 * 2  # jumps, postrouting jump, SERVICES, POSTROUTING, MARK, SVC, SEP
+
+
+def late(values, read):
+    """Values that note in `read` when somebody reads them."""
+    return [(key, made and (lambda key=key, made=made: read.append(key) or made)) for key, made in values.items()]
+
+
+def test_a_late_rule_set_is_written_when_somebody_looks_and_a_burst_is_read_once():
+    subject, read = proxy(), []
+    subject.on_late(late({"ns1/svc1": value(endpoints=["10.244.1.1"])}, read), 1.0)
+    subject.on_listed(1.0)
+    subject.sync(1.0, late=True)
+    for at, address in ((3.0, "10.244.1.2"), (5.0, "10.244.1.3")):
+        subject.on_late(late({"ns1/svc1": value(endpoints=[address])}, read), at)
+        last = subject.sync(at, late=True).ruleset
+    assert set(last.tables) == {"mangle", "filter", "nat"}
+    assert (read, subject.seen) == ([], False)
+    subject.on_late(late({"ns1/svc1": value(endpoints=["10.244.1.4"])}, read), 6.0)
+    text = save_text(last)
+    assert (read, subject.seen) == (["ns1/svc1"], True)
+    assert "10.244.1.3" in text, "what has been heard since is the next rule set's"
+    assert not any(address in text for address in ("10.244.1.1", "10.244.1.2", "10.244.1.4"))
+
+
+def test_where_packets_walk_the_next_rules_are_there_when_they_come():
+    subject, read = proxy(), []
+    subject.on_listed(1.0)
+    save_text(subject.sync(1.0, late=True).ruleset)
+    subject.on_late(late({"ns1/svc1": value()}, read), 3.0)
+    subject.sync(3.0, late=True)
+    assert read == ["ns1/svc1"]
+    subject.on_late(late({"ns1/svc1": None, "ns1/svc2": value("ns1/svc2")}, read), 5.0)
+    unseen = subject.sync(5.0, late=True)
+    assert read == ["ns1/svc1"], "nobody has looked since"
+    assert "svc2" in save_text(unseen.ruleset)
+    assert "svc1" not in save_text(unseen.ruleset)
+
+
+def test_flows_of_udp_are_never_left_to_a_late_rule_set():
+    subject = proxy()
+    subject.on_listed(1.0)
+    subject.sync(1.0, late=True)
+    dns = value("ns1/dns", ["10.244.1.3"], protocol="UDP", port=53, cluster_ip="10.96.0.53")
+    subject.on_late(late({"ns1/dns": dns}, []), 3.0)
+    assert subject.sync(3.0, late=False).stale is not None
+
+
+def test_late_or_at_once_the_rules_are_the_same():
+    chance = random.Random(5)
+    eager, lazy = proxy(), proxy()
+    for subject in (eager, lazy):
+        subject.on_listed(0.0)
+    for step in range(60):
+        key, now = f"ns1/svc{chance.randrange(5)}", 10.0 + 2 * step
+        made = chance.choice([None, value(key, [f"10.244.1.{chance.randrange(4)}"], cluster_ip="10.96.0.1")])
+        eager.on_services([(key, made)], now)
+        lazy.on_late([(key, made and (lambda made=made: made))], now)
+        at_once, later = eager.sync(now), lazy.sync(now, late=True)
+        if at_once is not None and chance.random() < 0.4:
+            assert save_text(at_once.ruleset) == save_text(later.ruleset)
