@@ -86,20 +86,20 @@ class Process(ControlPlane):
             raise PodwireError(f"cannot write {path}: {error.strerror}; clients would not find the API") from error
 
     async def _turn_until_stopped(self) -> None:
+        loop = asyncio.get_running_loop()
         while not self._stopping:
             self._wake.clear()
             wait = self.turn()
             if wait <= 0:
                 await asyncio.sleep(0)  # requests and reports take their turns in between
                 continue
-            try:
-                await asyncio.wait_for(self._wake.wait(), wait)
-            except TimeoutError:
-                continue
+            timer = loop.call_later(wait, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
 
     def _arrived(self) -> None:
+        """Most of what arrives are leases, which leave nothing to do; what is written, and a controller that has work, wake the loop."""
         self.receive()
-        self._wake.set()
 
     def stop(self) -> None:
         self._stopping = True

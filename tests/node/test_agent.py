@@ -260,17 +260,6 @@ def test_hops_of_a_trace_are_sent_without_waiting_for_the_lease(controller: Cont
     assert controller.said("answer")[0]["body"] == {"result": "refused"}
 
 
-def test_what_a_service_asks_for_and_the_mode_cannot_do_is_an_event_once(controller: Controller) -> None:
-    controller.synced()
-    for endpoints in (["10.244.2.9"], ["10.244.2.10"]):
-        controller.publish(SERVICES, "ns1/svc1", value(endpoints=endpoints, cluster_ip="10.96.0.41", sessionAffinity="ClientIP"))
-        controller.until(lambda endpoints=endpoints: endpoints[0] in controller.rules())
-    (event,) = controller.said("event")
-    assert (event["reason"], event["type"]) == ("ServiceNotEmulated", "Warning")
-    assert event["object"] == {"kind": "Node", "namespace": "", "name": "node-1", "uid": ""}
-    assert "ns1/svc1" in event["message"]
-
-
 def test_the_loop_sleeps_when_nothing_is_due(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
     controller.synced()
     polls = [0]
