@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from emu.bus.audience import Audience
+from emu.bus.audience import PATIENCE, Audience
 from emu.bus.link import ControllerLink
 from emu.bus.publisher import Publisher
 from emu.bus.views import is_ready
@@ -64,9 +64,9 @@ class ControlPlane:
         )
         self.publisher.flush()  # nobody listens yet: what is there now comes with the snapshots
         store.subscribe(self.publisher.on_changes)
-        self.audience = Audience()
         self.published: deque[Publication] = deque(maxlen=KEPT)
         grace = spec.timings.node_grace
+        self.audience = Audience(max(PATIENCE, grace / 2))  # many nodes are slow together, and resyncs would make them slower
         self.lifecycle = NodeLifecycle(self.cluster, grace=grace, expected=[node.name for node in spec.nodes], now=now())
         self.runner = Runner(store, self._controllers(), on_error)
         self.collector = Collector(

@@ -31,7 +31,7 @@ from emu.proxy.syncer import Proxy
 from emu.wire.addr import Network, parse_ip
 
 EXPIRY_PERIOD = 1.0  # seconds between looks at conntrack's deadlines, at least: nothing depends on when an expired entry goes
-EARLY_LEASE = 5e-4  # seconds, times nodes, between leases that only say how far this node has come: they all say so at once
+EARLY_LEASE = 2e-3  # seconds, times nodes, between leases that only say how far this node has come: they all say so at once
 PIPE_PERIOD = 30.0  # seconds, at least, until the pipe to a peer that nothing is sent to is closed: 60 KiB and 3 descriptors each
 IDLE_PERIOD = 10.0  # seconds the loop sleeps at most
 
