@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from emu.netfilter.conn import CtState
 from emu.netfilter.hooks import Hook, Verdict
 from emu.netfilter.netfilter import Netfilter
 from emu.netfilter.ruleset import RuleSet
@@ -37,18 +38,27 @@ MATCHES = [
     "-m conntrack --ctstate ESTABLISHED,RELATED",
     "-m conntrack --ctstate DNAT", "-m conntrack ! --ctstate DNAT", "-m conntrack --ctstate SNAT", "-m conntrack --ctstate INVALID",
     "-m comment --comment x",
+    "-p tcp -m multiport --dports 53,80", "-p udp -m multiport ! --sports 20000:20100", "-m iprange --src-range 10.1.0.2-10.1.0.3",
+    "-m addrtype --dst-type UNICAST", "-m addrtype --src-type LOCAL,UNICAST --dst-type LOCAL", "-p tcp -m tcp --tcp-flags SYN,ACK SYN",
+    "-m connmark --mark 0x1/0x1", "-m connmark ! --mark 0x0", "-m conntrack --ctproto 6 --ctdir ORIGINAL",
+    "-m conntrack --ctorigdst 10.9.0.1", "-m conntrack --ctreplsrc 10.2.0.1 --ctreplsrcport 8080", "-m length --length 0:200",
 ]  # fmt: skip
 COMING, LEAVING = ["-i c0", "! -i c+", "-i s+"], ["-o s0", "! -o s0", "-o c+"]
-MARKS = ["-j MARK --set-xmark 0x1/0x1", "-j MARK --set-xmark 0x6/0x6", "-j MARK --xor-mark 0x1"]
+MARKS = ["-j MARK --set-xmark 0x1/0x1", "-j MARK --set-xmark 0x6/0x6", "-j MARK --xor-mark 0x1",
+         "-j CONNMARK --set-xmark 0x1/0x1", "-j CONNMARK --save-mark --nfmask 0x3 --ctmask 0x3",
+         "-j CONNMARK --restore-mark --nfmask 0x1 --ctmask 0x1"]  # fmt: skip
 ENDS = ["-j ACCEPT", "-j DROP", "-j RETURN", "-j REJECT", "-j REJECT --reject-with icmp-host-prohibited",
         "-p tcp -j REJECT --reject-with tcp-reset", ""]  # fmt: skip
+RAW = ["-j NOTRACK", "-j CT --notrack", *MARKS[:3]]
 DNATS = [f"-p {p} -j DNAT --to-destination {to}" for p in ("tcp", "udp") for to in
          ("10.2.0.1:8080", "10.2.0.1:53", "10.9.0.9:80", "10.2.0.1", "10.1.0.254:80")]  # fmt: skip
+DNATS += ["-p tcp -j REDIRECT --to-ports 8080", "-p udp -j REDIRECT", "-d 10.9.0.0/24 -j NETMAP --to 10.9.1.0/24"]
 SNATS = ["-j MASQUERADE", "-j MASQUERADE", "-j MASQUERADE --random-fully", "-j SNAT --to-source 10.8.0.7",
          "-p udp -j SNAT --to-source 10.8.0.7:FIXED"]  # fmt: skip
 NO_MORE = ["-j ACCEPT", "-j RETURN"]
 
 CHAINS = {  # table: (chain, most rules, further matches, targets)
+    "raw": [("PREROUTING", 1, COMING, RAW)],
     "mangle": [("PREROUTING", 2, COMING, MARKS), ("FORWARD", 1, [*COMING, *LEAVING], MARKS)],
     "nat": [
         ("PREROUTING", 4, COMING, [*DNATS, *DNATS, *MARKS, *NO_MORE, "-j N", "-j N", "-g N"]),
@@ -141,15 +151,18 @@ class Ours:
         back = answer_to(packet)
         came_back = self.passes(back, "" if where == "router" else "s0") is Verdict.ACCEPT
         if came_back:
-            assert (str(back.source), str(back.destination)) == (destination, source)
+            came_back = (str(back.source), str(back.destination)) == (destination, source)
+            assert came_back or back.ct_state is CtState.UNTRACKED, "whatever was tracked is translated back"
         if packet.proto != TCP:
             return seen._replace(told="answered" if came_back else "")
         if not came_back:
             return Seen()  # nobody can tell where a SYN has been
         acknowledgement = tcp(source, destination, ACK)
         if self.passes(acknowledgement, "c0") is Verdict.ACCEPT:
-            assert (acknowledgement.source, acknowledgement.destination) == (packet.source, packet.destination)
-            return seen._replace(told="answered")
+            followed = (acknowledgement.source, acknowledgement.destination) == (packet.source, packet.destination)
+            assert followed or acknowledgement.ct_state is CtState.UNTRACKED, "whatever was tracked goes the same way"
+            if followed:
+                return seen._replace(told="answered")
         return Seen(told="any")
 
 
