@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu.bus.messages import DEL, SET, TYPES, Update, decode, decode_update, encode, encode_update, pack, topic
+from emu.bus.messages import DEL, SET, TYPES, Update, decode, decode_update, encode, encode_update, pack, seal, topic
 
 SAMPLES = {str: "node-1", int: 7, dict: {"a": 1}, list: [], bool: True}
 JSONISH = st.recursive(
@@ -25,9 +25,9 @@ def test_garbage_is_none_and_never_an_exception(data):
 
 @given(JSONISH)
 def test_well_formed_msgpack_of_the_wrong_shape_is_none_or_valid(value):
-    message = decode(msgpack.packb(value))
+    message = decode(seal(msgpack.packb(value)))
     assert message is None or message["t"] in TYPES
-    update = decode_update(msgpack.packb(value))
+    update = decode_update(seal(msgpack.packb(value)))
     assert update is None or isinstance(update, Update)
 
 
@@ -36,8 +36,8 @@ def test_every_type_survives_the_wire_and_misses_each_of_its_fields(kind):
     message = {"t": kind, **{name: SAMPLES[wanted] for name, wanted in TYPES[kind].items()}}
     assert decode(encode(message)) == message
     for name in TYPES[kind]:
-        assert decode(pack({key: value for key, value in message.items() if key != name})) is None
-        assert decode(pack({**message, name: None})) is None
+        assert decode(seal(pack({key: value for key, value in message.items() if key != name}))) is None
+        assert decode(seal(pack({**message, name: None}))) is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_every_type_survives_the_wire_and_misses_each_of_its_fields(kind):
     ],
 )
 def test_near_misses_are_none(data):
-    assert decode(data) is None
+    assert decode(seal(data)) is None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_near_misses_are_none(data):
     ],
 )
 def test_an_update_of_the_wrong_shape_is_none(value):
-    assert decode_update(msgpack.packb(value)) is None
+    assert decode_update(seal(msgpack.packb(value))) is None
 
 
 def test_an_update_starts_with_its_topic_and_with_no_other_node_s():

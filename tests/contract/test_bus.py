@@ -12,7 +12,7 @@ from emu.bus.audience import Audience
 from emu.bus.broadcast import ControllerBus
 from emu.bus.follower import Follower
 from emu.bus.memory import MemoryBus
-from emu.bus.messages import SERVICES, pack
+from emu.bus.messages import SERVICES, WELCOME, Update, encode_update
 from emu.bus.publisher import Publisher
 from emu.bus.zeromq import NodeBus
 from emu.store.store import Change, Store
@@ -35,7 +35,7 @@ class Memory:
         for link in list(old._nodes.values()) if old else ():  # as sockets reconnect by themselves
             link._bus = self.controller
             self.controller._nodes[link.node] = link
-            link.push(pack(["welcome", epoch, 0, []]), is_update=True)
+            link.push(encode_update(Update(WELCOME, epoch, 0, [])), is_update=True)
         return self.controller
 
     def node(self, name, streams):
