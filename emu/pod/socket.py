@@ -11,6 +11,7 @@ import io
 import socket as std
 from typing import Any, NoReturn, Self
 
+from emu.pod import options
 from emu.pod.blocking import SOCK_DGRAM, SOCK_STREAM, Address, bad_descriptor, killed
 from emu.pod.datagrams import DatagramSocket
 from emu.pod.errors import failure, timed_out
@@ -18,7 +19,6 @@ from emu.stack.sockets import UdpSocket
 from emu.stack.tcp_sockets import SOMAXCONN, TcpListener, TcpSocket
 from emu.wire.addr import format_ip
 
-BOOLEAN_OPTIONS = {(std.SOL_SOCKET, std.SO_REUSEADDR), (std.SOL_SOCKET, std.SO_KEEPALIVE), (std.IPPROTO_TCP, std.TCP_NODELAY)}
 MTU_DISCOVER, IP_MTU = (std.IPPROTO_IP, 10), (std.IPPROTO_IP, 14)  # ip(7); the standard library has no names for them
 
 
@@ -80,7 +80,20 @@ class Socket(DatagramSocket):
         finally:
             self._leave()
         assert child.remote is not None
-        return Socket(self._owner, self.family, self.type, self.proto, made=child), (format_ip(child.remote.ip), child.remote.port)
+        made = Socket(self._owner, self.family, self.type, self.proto, made=child)
+        made._inherit(self)
+        return made, (format_ip(child.remote.ip), child.remote.port)
+
+    def _inherit(self, listener: Socket) -> None:
+        """An accepted socket has its listener's options."""
+        self._reset_on_close = listener._reset_on_close
+        if listener._options:
+            self._options = dict(listener._options)
+            self._enter()
+            try:
+                self._apply_options(self._options)
+            finally:
+                self._leave()
 
     def connect(self, address: Address) -> None:
         addr = self._sockaddr(address)
@@ -97,7 +110,7 @@ class Socket(DatagramSocket):
                 raise failure(errno.EALREADY)
             sock.connect(addr)
             self._attach(sock)
-            self._apply_options()
+            self._apply_options(self._options)
             if self._timeout == 0.0:
                 raise failure(errno.EINPROGRESS)
             deadline = self._deadline(now)
@@ -150,46 +163,40 @@ class Socket(DatagramSocket):
         self._timeout = None if flag else 0.0
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
-        """TCP_NODELAY, SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER (0 s: reset on close), IP_MTU_DISCOVER of UDP; else ENOPROTOOPT."""
+        """What `options` has, SO_LINGER (0 s: reset on close), and IP_MTU_DISCOVER of UDP; else ENOPROTOOPT."""
         self._enter()
         try:
             if (level, option) == (std.SOL_SOCKET, std.SO_LINGER) and isinstance(value, bytes) and len(value) == 8:
                 self._reset_on_close = value[:4] != bytes(4) and value[4:] == bytes(4)
-            elif (level, option) in BOOLEAN_OPTIONS and isinstance(value, int):
-                self._options[level, option] = int(bool(value))
-                self._apply_options()
             elif (level, option) == MTU_DISCOVER and isinstance(self._sock, UdpSocket):
                 if value not in range(4):
                     raise failure(errno.EINVAL)
                 self._sock.discover_mtu(int(value))
             else:
-                raise failure(errno.ENOPROTOOPT)
+                self._options[level, option] = options.checked((level, option), value)
+                self._apply_options({(level, option): self._options[level, option]})
         finally:
             self._leave()
 
-    def _apply_options(self) -> None:
-        """Hand to TCP what it wants to know; SO_REUSEADDR it need not, as a port in TIME_WAIT can be listened on anyway."""
+    def _apply_options(self, values: dict[options.Key, int]) -> None:
         sock = self._sock
-        if isinstance(sock, TcpSocket) and sock.started:
-            options = self._options
-            sock.conn.nodelay = bool(options.get((std.IPPROTO_TCP, std.TCP_NODELAY), 0))
-            if (std.SOL_SOCKET, std.SO_KEEPALIVE) in options:
-                sock.conn.set_keepalive(bool(options[std.SOL_SOCKET, std.SO_KEEPALIVE]), sock.softnet.now)
+        if isinstance(sock, TcpSocket) and sock.started and values:
+            for key, value in values.items():
+                options.apply(sock.conn, key, value, sock.softnet.now)
+            sock.settle()
 
     def getsockopt(self, level: int, option: int) -> int:
         self._enter()
         try:
             if (level, option) == (std.SOL_SOCKET, std.SO_ERROR):
-                return int(self._sock.take_error())
-            if (level, option) in BOOLEAN_OPTIONS:
-                return self._options.get((level, option), 0)
+                return int(self._sock.so_error())
             if (level, option) == MTU_DISCOVER and isinstance(self._sock, UdpSocket):
                 return self._sock.mtu_discover
             if (level, option) == IP_MTU:
                 if self._sock.remote is None:
                     raise failure(errno.ENOTCONN)
                 return self._owner.ns.path_mtu(self._sock.remote.ip)
-            raise failure(errno.ENOPROTOOPT)
+            return options.current((level, option), self._options)
         finally:
             self._leave()
 

@@ -87,9 +87,13 @@ class Socket:
             self.softnet.due.append(self)
 
     def take_error(self) -> int:
-        """The pending errno, which is cleared (getsockopt SO_ERROR)."""
+        """The pending errno, which is cleared."""
         number, self.error = self.error, 0
         return number
+
+    def so_error(self) -> int:
+        """Getsockopt SO_ERROR."""
+        return self.take_error()
 
     def raise_error(self) -> None:
         """Raise the pending error, if any, as Linux's next call would."""

@@ -94,6 +94,10 @@ class TcpSocket(Socket):
             self._after(0)
         return data
 
+    def settle(self) -> None:
+        """Options of the connection have been set: carry out what follows from that."""
+        self._after(0)
+
     def shutdown_read(self) -> None:
         self.conn.shutdown_read()
         self._after(0)
@@ -123,6 +127,13 @@ class TcpSocket(Socket):
             self.conn.abort(self.softnet.now)
             self._after(0)
         self.notify()
+
+    def so_error(self) -> int:
+        """The pending error, or what an ICMP error merely hinted at (sk_err_soft)."""
+        number = self.take_error()
+        if not number and self.started:
+            number, self.conn.soft_error = self.conn.soft_error, 0
+        return number
 
     @property
     def connected(self) -> bool:

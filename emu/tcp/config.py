@@ -71,6 +71,7 @@ class TcpConfig:
     keepalive_time: float = 7200.0
     keepalive_intvl: float = 75.0
     keepalive_probes: int = 9
+    user_timeout: float = 0.0  # TCP_USER_TIMEOUT (RFC 5482): how long data may go unacknowledged; 0 leaves it to `retries2`
     fin_timeout: float = 60.0  # FIN_WAIT2 of a connection that no socket owns
     timewait: float = 60.0  # TCP_TIMEWAIT_LEN
     invalid_ratelimit: float = 0.5  # at most one ACK in answer to invalid segments in so long

@@ -19,7 +19,7 @@ from emu.tcp.output import push, schedule_ack, select_window, send_ack, start_ti
 from emu.tcp.scoreboard import Sent
 from emu.tcp.segment import ACK, PREDICTED, PSH, RST, STAMPED, SYN, VERSION_IHL_TOS, WITH_TIMESTAMP, parse
 from emu.tcp.seq import HALF, MASK, widen
-from emu.tcp.tcb import Tcb, arm, set_mss, set_receive_limit, timestamp
+from emu.tcp.tcb import Tcb, arm, set_mss, set_receive_limit, timestamp, update_fast
 from emu.wire.addr import SockAddr
 
 _STAMPED_HEADER = WITH_TIMESTAMP - 20  # bytes of a TCP header that carries nothing but timestamps
@@ -35,8 +35,8 @@ class Connection(Tcb):
     `out`: list of (IPv4 packet, gso_size), to be drained after every call; gso_size 0 means one segment. `deadline`: when to
     call `on_timer` (seconds, math.inf for never); it may be early, never late. `state`; `error`: errno once failed, else 0.
     `readable`: `read` will not return None. `writable`: `write` will take something, or raise. `established`: between handshake
-    and CLOSED. `closed`: CLOSED, to be forgotten. `events`: what calls have made happen, for the caller to clear. `nodelay` may
-    be set. `local`, `remote`, `mss`, `retransmitted` (segments). Of a failed connection, read what was received first, then
+    and CLOSED. `closed`: CLOSED, to be forgotten. `events`: what calls have made happen, for the caller to clear.
+    `local`, `remote`, `mss`, `retransmitted` (segments). Of a failed connection, read what was received first, then
     the error. No two calls may overlap.
     """
 
@@ -290,6 +290,21 @@ class Connection(Tcb):
     def abort(self, now: float) -> None:
         """Reset the connection; `error` becomes ECONNABORTED."""
         closing.abort(self, now)
+
+    def set_nodelay(self, on: bool, now: float) -> None:
+        """TCP_NODELAY; what was held back goes out."""
+        self.nodelay = on
+        if on and self.state in closing.CAN_SEND:
+            push(self, now)
+
+    def set_cork(self, on: bool, now: float) -> None:
+        """TCP_CORK: hold back what fills no segment, for 200 ms at most where nothing is in flight."""
+        self.corked = on
+        if not on and self.state in closing.CAN_SEND:
+            nodelay, self.nodelay = self.nodelay, True
+            push(self, now)
+            self.nodelay = nodelay
+        update_fast(self)
 
     def set_keepalive(self, on: bool, now: float) -> None:
         """SO_KEEPALIVE; periods are the config's."""

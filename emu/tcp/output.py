@@ -163,8 +163,8 @@ def _next_size(t: Tcb, allowed: int) -> int:
     if size > allowed:
         return max(allowed, 0) // mss * mss
     tail = size % mss
-    if tail and size == waiting and not (t.nodelay or t.fin_queued) and t.snd_sml > t.snd_una:
-        return size - tail  # Nagle, RFC 9293 3.7.4: one short segment in flight at a time
+    if tail and size == waiting and not t.fin_queued and (t.corked or (not t.nodelay and t.snd_sml > t.snd_una)):
+        return size - tail  # Nagle, RFC 9293 3.7.4: one short segment in flight at a time; TCP_CORK: none
     return size
 
 

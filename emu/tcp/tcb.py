@@ -43,6 +43,7 @@ class Tcb:
         "closed",
         "config",
         "copied",
+        "corked",
         "cwnd_limited",
         "deadline",
         "delack_at",
@@ -152,7 +153,7 @@ class Tcb:
         self.state = TcpState.CLOSED
         self.error = self.soft_error = 0
         self.readable = self.writable = self.established = self.closed = self.orphan = False
-        self.nodelay, self.keepalive = config.nodelay, config.keepalive
+        self.nodelay, self.keepalive, self.corked = config.nodelay, config.keepalive, False
         self._start_sending(iss, mtu)
         self._start_receiving()
         self._start_recovery()
@@ -234,7 +235,7 @@ def update_fast(t: Tcb) -> None:
         and t.recovery is Recovery.OPEN
         and t.board.order is None
         and not (t.board.sacked or t.board.lost or t.dupacks or t.retries or t.probing or t.probes_out)
-        and not (t.out_of_order or t.fin_queued or t.orphan)
+        and not (t.out_of_order or t.fin_queued or t.orphan or t.corked)
         and t.tail_seq is None
         and t.peer_fin is None
         and t.urgent is None

@@ -12,7 +12,10 @@ from math import inf
 from emu.tcp import closing, recovery
 from emu.tcp.config import Recovery, TcpState
 from emu.tcp.output import backed_off, in_flight, probe_tail, push, retransmit, send_ack, send_probe, send_reset, send_syn
+from emu.tcp.rtt import TIMEOUT_MIN
 from emu.tcp.tcb import Tcb, arm, update_fast
+
+ROUNDING = 1e-6  # seconds; times add up to a little less than they should
 
 
 def fire(t: Tcb, now: float) -> None:
@@ -59,12 +62,23 @@ def _give_up(t: Tcb) -> None:
 
 def _repeat_syn(t: Tcb, now: float) -> None:
     limit = t.config.syn_retries if t.state is TcpState.SYN_SENT else t.config.synack_retries
-    if t.retries >= limit:
+    if t.retries >= limit or (t.retries and _patience_is_over(t, t.syn_at, now)):
         _give_up(t)
         return
     _back_off(t)
     send_syn(t, now)
-    t.rto_at = now + backed_off(t)
+    t.rto_at = _next_attempt(t, t.syn_at, now)
+
+
+def _patience_is_over(t: Tcb, since: float, now: float) -> bool:
+    """Has the program's own patience, TCP_USER_TIMEOUT, run out?"""
+    return 0 < t.config.user_timeout <= now - since + ROUNDING
+
+
+def _next_attempt(t: Tcb, since: float, now: float) -> float:
+    """When to try again: at the end of the program's patience at the latest (`tcp_clamp_rto_to_user_timeout`)."""
+    at = now + backed_off(t)
+    return min(at, max(since + t.config.user_timeout, now + TIMEOUT_MIN)) if t.config.user_timeout else at
 
 
 def _back_off(t: Tcb) -> None:
@@ -77,27 +91,30 @@ def _time_out(t: Tcb, now: float) -> None:
     if not t.retries:
         t.retry_since = t.sent[0].at
     retries = t.config.orphan_retries if t.orphan else t.config.retries2
-    if t.retries and now - t.retry_since >= t.config.patience(retries):
+    patience = t.config.user_timeout or t.config.patience(retries)
+    if t.retries and now - t.retry_since >= patience - ROUNDING:
         _give_up(t)
         return
     recovery.enter_loss(t, now)
     _back_off(t)
     retransmit(t, t.sent[0], t.mss, now)
-    t.rto_at = now + backed_off(t)
+    t.rto_at = _next_attempt(t, t.retry_since, now)
 
 
 def _probe(t: Tcb, now: float) -> None:
     """Ask whether the window is still shut, or use what there is of it (Linux's `tcp_write_wakeup`)."""
-    if t.probes_out >= (t.config.orphan_retries if t.orphan else t.config.retries2):
+    if not t.probes_out:
+        t.retry_since = now
+    if t.probes_out >= (t.config.orphan_retries if t.orphan else t.config.retries2) or _patience_is_over(t, t.retry_since, now):
         _give_up(t)
         return
     t.probes_out += 1
     t.backoff = min(t.backoff + 1, 30)
     if t.snd_wnd > t.snd_nxt - t.snd_una:
         mss, t.mss, t.probing = t.mss, min(t.mss, t.snd_wnd), False
-        nodelay, t.nodelay = t.nodelay, True
+        nodelay, corked, t.nodelay, t.corked = t.nodelay, t.corked, True, False
         push(t, now)  # smaller than a segment, once
-        t.mss, t.nodelay = mss, nodelay
+        t.mss, t.nodelay, t.corked = mss, nodelay, corked
         return
     send_probe(t, now)
     t.rto_at = now + backed_off(t)
@@ -118,7 +135,7 @@ def _keep_alive(t: Tcb, now: float) -> None:
         t.keep_at = now + config.keepalive_time  # retransmission finds out
     elif idle < config.keepalive_time:
         t.keep_at = now + config.keepalive_time - idle
-    elif t.probes_out >= config.keepalive_probes:
+    elif (idle >= config.user_timeout and t.probes_out) if config.user_timeout else t.probes_out >= config.keepalive_probes:
         send_reset(t, now)
         closing.fail(t, t.soft_error or ETIMEDOUT)
         return

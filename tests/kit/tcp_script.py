@@ -8,6 +8,7 @@ A file has sections; `# title` opens one, and `given: TITLE` as its first line p
                                `sack=a:b`, `raw=HEX`;
                                in `seq`, `next` and `edge` (of the window advertised) may begin a sum, as in edge-1;
                                a last `wait` is for what a timer of so many seconds will answer
+    ^ code=N [mtu=N] seq=N     a router tells that the packet whose `seq` that was could not be delivered (ICMP type 3)
     ! CALL [ARGUMENT]...       the program calls: socket's own methods, see `Talk._call`
     ~ SECONDS                  time passes
     `    > ...`                what the endpoint sent because of that, the same way; `win` of SYNs and closed windows only, no P
@@ -64,6 +65,7 @@ class Side(Protocol):
     def collect(self) -> list[bytes]: ...
     def sleep(self, seconds: float) -> list[bytes]: ...
     def state(self, port: int, peer_port: int) -> str: ...
+    def forget_paths(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -74,6 +76,7 @@ class KernelSide:
         self._namespace = namespace
         self._tun = Tun(namespace, f"{ENDPOINT}/24", mtu=1500, offload=False)
         netns.inside(namespace, self._set)
+        self._told_of_paths = False
         self._processors = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._processors)})  # or the queue that a packet waits in would depend on where we run
         self._table = netns.inside(namespace, Path("/proc/thread-self/net/tcp").open)
@@ -87,6 +90,7 @@ class KernelSide:
         return netns.socket_in(self._namespace)
 
     def inject(self, packet: bytes) -> None:
+        self._told_of_paths = self._told_of_paths or packet[9] == 1
         self._tun.send(packet, 0)
 
     def collect(self) -> list[bytes]:
@@ -120,6 +124,11 @@ class KernelSide:
             if int(fields[1][-4:], 16) == port and int(fields[2][-4:], 16) == peer_port:
                 return TcpState(int(fields[3], 16)).name
         return "none"
+
+    def forget_paths(self) -> None:
+        if self._told_of_paths:
+            self._told_of_paths = False
+            netns.configure(self._namespace, ["route flush cache"])
 
     def close(self) -> None:
         os.sched_setaffinity(0, self._processors)
@@ -164,6 +173,8 @@ class OurSide:
             if (sock.local.port, sock.remote.port) == (port, peer_port):
                 return sock.conn.state.name
         return "none"
+
+    def forget_paths(self) -> None: ...
 
     def close(self) -> None:
         self.ns.close()
@@ -220,6 +231,9 @@ class Talk:
                 head, _, wait = rest.partition(" wait=")
                 self.side.inject(self._packet(head.split()))
                 packets = self.side.sleep(float(wait)) if wait else self.side.collect()
+            elif kind == "^":
+                self.side.inject(self._icmp_error(dict(token.split("=") for token in rest.split())))
+                packets = self.side.collect()
             elif kind == "~":
                 packets = self.side.sleep(float(rest))
             else:
@@ -259,6 +273,9 @@ class Talk:
         self.listener = self._new()
         self.listener.listen(int(backlog))
 
+    def _do_socket(self) -> None:
+        self.sock = self._new()
+
     def _do_unlisten(self) -> None:
         self.listener.close()
 
@@ -270,7 +287,7 @@ class Talk:
 
     def _do_connect(self) -> None:
         if self.sock is None:
-            self.sock = self._new()
+            self._do_socket()
         self.sock.connect((PEER, PEER_PORT))
 
     @property
@@ -332,6 +349,13 @@ class Talk:
         total = 20 + len(head) + len(options) + size
         ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, parse_ip(PEER), parse_ip(ENDPOINT))
         return ip + head + options + bytes(size)
+
+    def _icmp_error(self, keys: dict[str, str]) -> bytes:
+        size = 20 + 8
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, size + 12, 0, 0x4000, 64, 6, 0, parse_ip(ENDPOINT), parse_ip(PEER))
+        tcp = struct.pack("!HHIIHHHH", self.port, PEER_PORT, ((self.iss or 0) + int(keys["seq"])) & 0xFFFFFFFF, 0, 0x5010, 0, 0, 0)
+        code, mtu = int(keys["code"]), int(keys.get("mtu", 0))
+        return icmp.message(parse_ip(PEER), parse_ip(ENDPOINT), icmp.DEST_UNREACHABLE, code, 0, mtu, ip + tcp)
 
     def _sequence(self, text: str) -> int:
         for name, at in (("edge", self.edge), ("next", self.next)):
@@ -414,8 +438,9 @@ def transcript(side: Side, book: dict[str, list[str]], title: str, port: int) ->
     given = [line for line in book[title] if line.startswith("given: ")]
     for line in given:
         _play(talk, book, line[7:])
-    played = given + talk.play([line for line in book[title] if line[0] in "<!~"])
+    played = given + talk.play([line for line in book[title] if line[0] in "<!~^"])
     talk.close()
+    side.forget_paths()  # what the next section's connections are not to know
     return played
 
 
@@ -423,7 +448,7 @@ def _play(talk: Talk, book: dict[str, list[str]], title: str) -> None:
     for line in book[title]:
         if line.startswith("given: "):
             _play(talk, book, line[7:])
-    talk.play([line for line in book[title] if line[0] in "<!~"])
+    talk.play([line for line in book[title] if line[0] in "<!~^"])
 
 
 def record(path: Path) -> None:
