@@ -10,7 +10,7 @@ Segments with SYN, FIN or RST, fragments, options, traced packets and what excee
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emu.netfilter.skb import TCP, UDP, Skb
 
@@ -22,6 +22,7 @@ MAX_FLOWS = 1 << 16
 """A device that has seen this many flows starts afresh: a bound on memory, not a policy."""
 
 SYN_FIN_RST = 0x07
+HELD = 64  # entries of a holder that are not worth a look
 
 Send = Callable[[bytes, bytes, int], None]
 """Takes the packet as it came, the 18 bytes that replace its bytes 6 to 24, and its gso_size."""
@@ -39,6 +40,18 @@ class Flow:
         self.head = bytes(skb.buf[KEY])
         self.limit, self.send = limit, send
         self.tcp = skb.proto == TCP
+
+
+def hold(held: list[tuple[dict[bytes, Any], bytes]], entries: dict[bytes, Any], key: bytes) -> None:
+    """Note under a holder (a connection, a socket) an entry that ends with it.
+
+    Entries also end without their holder, and a server's socket outlives those of all its clients: whenever the list has doubled, what
+    is no entry any more leaves it.
+    """
+    held.append((entries, key))
+    size = len(held)
+    if size >= HELD and not size & size - 1:
+        held[:] = {(id(where), name): (where, name) for where, name in held if name in where}.values()
 
 
 def cacheable(skb: Skb) -> bool:

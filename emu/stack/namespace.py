@@ -23,7 +23,7 @@ from emu.netfilter.ruleset import RuleSet
 from emu.netfilter.skb import ICMP, PROTOCOL_NAMES, TCP, UDP, Skb
 from emu.stack import icmp
 from emu.stack.device import Device, Loopback, Veth
-from emu.stack.flow import MAX_FLOWS, Flow, Send, cacheable
+from emu.stack.flow import MAX_FLOWS, Flow, Send, cacheable, hold
 from emu.stack.neighbour import NeighbourTable
 from emu.stack.pmtu import PathMtus
 from emu.stack.route import Route, RoutingTable
@@ -379,7 +379,7 @@ class NetNamespace:
         flows[skb.key] = Flow(skb, limit, send)
         for holder in (skb.ct, also):
             if holder is not None:  # whose end is the entry's end
-                holder.flows.append((flows, skb.key))
+                hold(holder.flows, flows, skb.key)
 
 
 class LocalOut(Device):

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from emu.stack.device import Device, Veth
-from emu.stack.flow import MAX_FLOWS, Flow
+from emu.stack.flow import MAX_FLOWS, Flow, hold
 from emu.stack.sockets import UdpSocket
 from emu.stack.tcp_sockets import TcpSocket
 from emu.stack.vxlan import LARGE, OVERHEAD, Vxlan
@@ -163,4 +163,4 @@ def join_entry(softnet: Softnet, underlay: Device, message: bytes, at: int, key:
     shortcuts[key] = Entry((underlay, vxlan, port, port.peer), outer, inner, sock, key)
     for holder in (outer.conn, inner.conn, sock):  # with whose end the shortcut ends
         assert holder is not None
-        holder.flows.append((shortcuts, key))
+        hold(holder.flows, shortcuts, key)

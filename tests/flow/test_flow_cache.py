@@ -191,3 +191,20 @@ def test_the_flow_cache_is_invisible(steps: list[tuple[Any, ...]]) -> None:
 
     assert fast[0] == slow[0]
     assert fast[1] == slow[1]
+
+
+def test_a_server_s_socket_does_not_remember_the_flows_of_clients_that_are_gone() -> None:
+    fabric = Fabric(2)
+    client, server = fabric.pod(1, "client"), fabric.pod(2, "server")
+    listening = UdpSocket(server)
+    listening.bind(SockAddr(ANY, 53))
+    to = SockAddr(server.devices["eth0"].addresses[0][0], 53)
+    for _ in range(300):
+        sending = UdpSocket(client)
+        for _ in range(3):
+            sending.send_to(b"x", to)
+            fabric.run()
+        sending.close()
+        server.invalidate()  # as any change of the pod's network does
+        listening.queue.clear()
+    assert len(listening.flows) < 130
