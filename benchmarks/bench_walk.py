@@ -52,6 +52,7 @@ class Around:
 
     def __init__(self) -> None:
         self.random: Callable[[], float] = Random(1).random
+        self.choose: Callable[[int], int] = Random(1).randrange
         self.memory = Memory()
 
     def is_local(self, ip: Ip) -> bool:

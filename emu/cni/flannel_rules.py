@@ -9,8 +9,10 @@ node that of flannel.1, since nobody else knows the way back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
+from emu.netfilter.hooks import Verdict
 from emu.netfilter.ruleset import (
     Accept,
     Chain,
@@ -28,6 +30,9 @@ from emu.netfilter.ruleset import (
     Target,
 )
 from emu.wire.addr import Network
+
+_HOOKS = {"nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"), "filter": ("INPUT", "FORWARD", "OUTPUT")}
+_BARE = {name: Table(name, MappingProxyType({hook: Chain(hook, (), Verdict.ACCEPT) for hook in hooks})) for name, hooks in _HOOKS.items()}
 
 POSTRTG, FWD = "FLANNEL-POSTRTG", "FLANNEL-FWD"
 KUBE_PROXY_MARK = Mark(0x4000, 0x4000)
@@ -75,9 +80,11 @@ class FlannelRules:
         self._built_in: dict[str, tuple[Chain, Chain]] = {}  # likewise
 
     def beside(self, ruleset: RuleSet) -> RuleSet:
-        """The rule set with flanneld's rules in the tables that it has; late if those are."""
+        """The rule set with flanneld's rules in its tables, late if those are; what it lacks is made, once there is any rule at all."""
         tables = ruleset.tables
-        return RuleSet(LateTables(tables, lambda: self._all(tables)) if isinstance(tables, LateTables) else self._all(tables))
+        if isinstance(tables, LateTables):
+            return replace(ruleset, tables=LateTables(tables, lambda: self._all(tables)))
+        return replace(ruleset, tables=self._all({**_BARE, **tables} if tables or ruleset.nft is not None else {}))
 
     def _all(self, tables: Mapping[str, Table]) -> Mapping[str, Table]:
         return MappingProxyType({name: self._table(table) for name, table in tables.items()})

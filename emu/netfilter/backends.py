@@ -82,6 +82,10 @@ class _Dice:
         draw.dice = self
         return draw
 
+    def choose(self, count: int) -> int:
+        """As a row of draws, the i-th of which takes 1/(count-i) of what is left."""
+        return next((number for number in range(count - 1) if self.fall(1 / (count - number))), count - 1)
+
     def is_local(self, ip: Ip) -> bool:
         return self._around.is_local(ip)
 

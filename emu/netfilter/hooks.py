@@ -62,5 +62,8 @@ class Surroundings(Protocol):
     def random(self) -> float:
         """A number in [0, 1) from the namespace's seeded source."""
 
+    def choose(self, count: int) -> int:
+        """A number in [0, count), each as likely, from the same source."""
+
     def hop(self, skb: Skb, where: str, rule: str | None = None, note: str | None = None, rules: int = 0) -> None:
         """Record one hop of a traced packet; called only when `skb.trace` is not 0."""

@@ -49,6 +49,7 @@ class Memory:
         self.now = 0.0
         self.sets: dict[str, IpSet] = {}
         self.recent: dict[str, dict[Ip, list[float]]] = {}  # the longest unseen first
+        self.dynamic: dict[str, dict[Ip, float]] = {}  # nftables sets that packets fill: address to when it is forgotten
         self.counts: WeakKeyDictionary[Token, int] = WeakKeyDictionary()
         self.credit: WeakKeyDictionary[Token, dict[bytes, tuple[float, float]]] = WeakKeyDictionary()
 
@@ -57,6 +58,17 @@ class Memory:
         count = self.counts.get(token, 0)
         self.counts[token] = (count + 1) % every
         return count == packet
+
+    def remembers(self, name: str, ip: Ip) -> bool:
+        """Is the address in this dynamic set, and not out of time?"""
+        return self.dynamic.get(name, {}).get(ip, 0.0) > self.now
+
+    def remember(self, name: str, ip: Ip, seconds: float) -> None:
+        """`update @NAME { IP timeout … }`: it is in the set for so long from now."""
+        entries = self.dynamic.setdefault(name, {})
+        if len(entries) >= _ENTRIES:
+            self.dynamic[name] = entries = {known: until for known, until in entries.items() if until > self.now}
+        entries[ip] = self.now + seconds
 
     def within(self, token: Token, key: bytes, rate: float, burst: int) -> bool:
         """Is there credit for one packet, of a bucket that fills by `rate` packets a second up to `burst`? Then it is spent."""
@@ -146,6 +158,18 @@ class _Trial(Memory):
     def nth(self, token: Token, every: int, packet: int) -> bool:
         self.counts.setdefault(token, self._real.counts.get(token, 0))
         return super().nth(token, every, packet)
+
+    def remembers(self, name: str, ip: Ip) -> bool:
+        self._copied(name)
+        return super().remembers(name, ip)
+
+    def remember(self, name: str, ip: Ip, seconds: float) -> None:
+        self._copied(name)
+        super().remember(name, ip, seconds)
+
+    def _copied(self, name: str) -> None:
+        if name not in self.dynamic:
+            self.dynamic[name] = dict(self._real.dynamic.get(name, {}))
 
     def within(self, token: Token, key: bytes, rate: float, burst: int) -> bool:
         self.credit.setdefault(token, dict(self._real.credit.get(token, {})))

@@ -10,8 +10,9 @@
      100                     nat (src)                      nat (src)
      last                    confirm                        confirm
 
-Decides that order, and what a table's outcome means for the packet. As Linux registers its hooks on demand, an empty rule set
-leaves the namespace without conntrack and NAT.
+nftables' base chains stand where their own priorities put them, after iptables where those are equal; of several that translate
+at one hook, the first that does decides. Decides that order, and what a table's outcome means for the packet. As Linux registers
+its hooks on demand, an empty rule set leaves the namespace without conntrack and NAT.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from emu.errors import ConfigError, DropReason
+from emu.netfilter import nft_walk
 from emu.netfilter.conn import Conn, CtState
 from emu.netfilter.conntrack import Conntrack
 from emu.netfilter.hooks import Hook, Surroundings, Verdict
@@ -35,9 +37,10 @@ from emu.netfilter.nat import (
     translate,
     translate_error,
 )
+from emu.netfilter.nft import Chain as NftChain
 from emu.netfilter.ruleset import EMPTY, Accept, Dnat, Drop, Masquerade, Netmap, Redirect, Reject, RuleSet, Snat, Spread
 from emu.netfilter.skb import ICMP, ICMP_ERRORS, Skb
-from emu.netfilter.walk import Outcome, Walk, walk
+from emu.netfilter.walk import ACCEPT, Outcome, Walk, walk
 from emu.wire.addr import Ip, SockAddr
 
 PRI_RAW, PRI_CONNTRACK, PRI_MANGLE, PRI_NAT_DST, PRI_FILTER, PRI_SECURITY, PRI_NAT_SRC = -300, -200, -150, -100, 0, 50, 100
@@ -76,6 +79,7 @@ class Netfilter:
         self.active = False
         self.drop_reason = DropReason.NETFILTER_DROP
         self._plan: tuple[tuple[Station, ...], ...] = ((),) * len(Hook)
+        self._nat_chains: dict[Hook, tuple[NftChain, ...]] = {}
 
     def swap(self, ruleset: RuleSet) -> None:
         """Put another rule set in place, at once. Costs nothing that grows with it: chains are compiled when walked."""
@@ -83,13 +87,18 @@ class Netfilter:
         if unknown:
             raise ConfigError(f"table {unknown[0]} is not supported, only {', '.join(TABLES)}")
         self.ruleset = ruleset
-        self.active = bool(ruleset.tables)
+        bases = [(chain.base, chain) for chain in ruleset.nft.bases if chain.base is not None] if ruleset.nft is not None else []
+        self._nat_chains = {hook: tuple(chain for base, chain in bases if (base.kind, base.hook) == ("nat", hook)) for hook in Hook}
+        self.active = bool(ruleset.tables or bases)
         tables: dict[str, Station] = {name: self._nat if name == "nat" else self._filter_of(name) for name in TABLES}
-        stations = {name: station for name, station in tables.items() if name in ruleset.tables}
-        if stations:
+        there = {*ruleset.tables, *(("nat",) if any(self._nat_chains.values()) else ())}
+        stations = {name: station for name, station in tables.items() if name in there}
+        if self.active:
             stations |= {"conntrack": self._conntrack, "confirm": self._confirm}
-        ordered = sorted(STATIONS, key=lambda row: row[0])
-        self._plan = tuple(tuple(stations[name] for _, name, hooks in ordered if hook in hooks and name in stations) for hook in Hook)
+        rows = [(priority, hook, stations[name]) for priority, name, hooks in STATIONS if name in stations for hook in hooks]
+        rows += [(base.priority, base.hook, self._chain_of(chain)) for base, chain in bases if base.kind == "filter"]
+        rows.sort(key=lambda row: row[0])
+        self._plan = tuple(tuple(station for _, at, station in rows if at is hook) for hook in Hook)
 
     def run(self, hook: Hook, skb: Skb, now: float) -> Verdict:
         """Take a packet through a hook; NAT rewrites it in place, REJECT leaves `skb.reject_with`."""
@@ -117,6 +126,27 @@ class Netfilter:
 
         return station
 
+    def _chain_of(self, chain: NftChain) -> Station:
+        def station(hook: Hook, skb: Skb, now: float) -> Verdict:
+            return self._verdict(self._in_nft(chain, skb), skb, chain.name)
+
+        return station
+
+    def _in_nft(self, chain: NftChain, skb: Skb) -> Outcome:
+        assert self.ruleset.nft is not None
+        return nft_walk.walk(self.ruleset.nft, chain, skb, self.around)
+
+    def _translation(self, hook: Hook, skb: Skb) -> Outcome:
+        """What the first of the tables that translate here says; ACCEPT if none does."""
+        outcome: Outcome = ACCEPT
+        if "nat" in self.ruleset.tables:
+            outcome = walk(self.ruleset.tables["nat"], hook.name, skb, self.around, self.kind)
+        for chain in self._nat_chains[hook]:
+            if not isinstance(outcome, Accept):
+                break
+            outcome = self._in_nft(chain, skb)
+        return outcome
+
     def _verdict(self, outcome: Outcome, skb: Skb, table: str) -> Verdict:
         match outcome:
             case Accept():
@@ -141,7 +171,7 @@ class Netfilter:
                 self.around.hop(skb, "conntrack", note="error translated, inside and out")
             return Verdict.ACCEPT
         if not skb.ct_reply and needs_binding(conn, hook):
-            verdict = self._bind(walk(self.ruleset.tables["nat"], hook.name, skb, self.around, self.kind), conn, hook, skb)
+            verdict = self._bind(self._translation(hook, skb), conn, hook, skb)
             if verdict is not Verdict.ACCEPT:
                 return verdict
         before = (skb.source, skb.destination) if skb.trace else None

@@ -85,6 +85,9 @@ class Oracle:
         draw.oracle = self
         return draw
 
+    def choose(self, count: int) -> int:
+        raise NotImplementedError("numgen stands in nftables' rules, and a dump of iptables has none")
+
     def is_local(self, ip: Ip) -> bool:
         known = self.facts.is_local(ip)
         if known is not None:

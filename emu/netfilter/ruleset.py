@@ -18,6 +18,7 @@ from emu.wire.addr import Network, SockAddr
 
 if TYPE_CHECKING:
     from emu.netfilter.match import Step
+    from emu.netfilter.nft import Table as NftTable
     from emu.netfilter.walk import Program
 
 # ---- matches: every one of a rule's must hold; their order is kept for printing --------------------------------------
@@ -323,6 +324,7 @@ class RuleSet:
     """All tables of one namespace and family; a table that is not there costs nothing and matches nothing."""
 
     tables: Mapping[str, Table] = field(default_factory=lambda: MappingProxyType({}))
+    nft: NftTable | None = None  # beside them, as on a node whose kube-proxy uses nftables and whose network plugin does not
 
     def check(self) -> None:
         """Assert what `iptables-restore` insists on: every jump leads to a chain of the same table, none to a built-in or in a circle."""

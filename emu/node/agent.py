@@ -48,7 +48,7 @@ class Agent:
         self.view = NodeView(
             me.name, tuple(parse_ip(ip) for ip in (me.addresses or (me.ip,))), me.labels.get(ZONE_LABEL, ""), (Network.parse(me.pod_cidr),)
         )
-        self._proxy_config = ProxyConfig.parse(spec.proxy, cluster_cidr=spec.pod_cidr)
+        self._proxy_config = ProxyConfig.parse(spec.proxy, cluster_cidr=spec.pod_cidr, service_cidr=spec.service_cidr)
         self.proxy = Proxy(self._proxy_config, self.view)
         self._proxy_stopped = False
         machine.node.route_localnet = self.proxy.route_localnet

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from emu.errors import ApiError
-from emu.netfilter import text
+from emu.netfilter import nft_text, text
+from emu.netfilter.ruleset import RuleSet
 from emu.node import flow
 from emu.node.capture import Capture
 from emu.node.kubelet import Kubelet
@@ -81,18 +82,21 @@ class Calls:
     # ---- the stack's tables ------------------------------------------------------------------------------------------------------
 
     def _rules(self, number: int, params: Body) -> Body:
-        formats = {"iptables-save": text.save_text, "iptables-restore": text.restore_text}
-        wanted = params.get("format") or "iptables-save"
+        ruleset = self._machine.node.netfilter.ruleset  # a value: no lock is needed
+        formats: dict[str, Callable[[RuleSet], str]] = {"iptables-save": text.save_text, "iptables-restore": text.restore_text}
+        if ruleset.nft is not None:
+            formats = {"nft": nft_text.ruleset_text, **formats}
+        wanted = params.get("format") or next(iter(formats))
         if wanted not in formats:
-            raise ApiError(400, "BadRequest", f"format {wanted!r} is not one of {', '.join(formats)}")
+            others = " (the proxy's mode is not nftables)" if wanted == "nft" else ""
+            raise ApiError(400, "BadRequest", f"format {wanted!r} is not one of {', '.join(formats)}{others}")
         self._kernel.enter()
         try:
-            ruleset = self._machine.node.netfilter.ruleset
             for name in ruleset.tables:
                 ruleset.tables[name]  # may be made only now, from what packets walk too
         finally:
             self._kernel.leave()
-        return {"text": formats[wanted](ruleset)}  # a value: no lock is needed
+        return {"text": formats[wanted](ruleset)}
 
     def _conntrack(self, number: int, params: Body) -> Body:
         now = self._kernel.enter()

@@ -45,7 +45,7 @@ class _Node:
 
     def __init__(self, ns: NetNamespace, pods: frozenset[Ip]) -> None:
         self._ns, self._pods = ns, pods
-        self.masquerade_address, self.random, self.hop = ns.masquerade_address, ns.random, ns.hop
+        self.masquerade_address, self.random, self.choose, self.hop = ns.masquerade_address, ns.random, ns.choose, ns.hop
         self.is_local_on, self.is_broadcast, self.memory = ns.is_local_on, ns.is_broadcast, ns.memory
 
     def is_local(self, ip: Ip) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 from emu.errors import ConfigError
 from emu.wire.addr import Ip, Network
 
-MODES_PLANNED = ("nftables", "ipvs", "ebpf")
+MODES = ("iptables", "nftables")
+MODES_PLANNED = ("ipvs", "ebpf")
 DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 NOT_EMULATED = frozenset(
     "bindAddress bindAddressHardFail healthzBindAddress metricsBindAddress enableProfiling hostnameOverride clientConnection "
-    "configSyncPeriod conntrack ipvs nftables logging oomScoreAdj portRange showHiddenMetricsForVersion winkernel "
+    "configSyncPeriod conntrack ipvs logging oomScoreAdj portRange showHiddenMetricsForVersion winkernel "
     "windowsRunAsService featureGates".split()
 )
 LOOPBACK_NETWORK = Network.parse("127.0.0.0/8")
@@ -33,6 +34,20 @@ class IptablesConfig:
     masquerade_bit: int = 14
     masquerade_all: bool = False
     localhost_node_ports: bool = True
+    min_sync_period: float = 1.0
+    sync_period: float = 30.0
+
+    @property
+    def masquerade_mark(self) -> int:
+        return 1 << self.masquerade_bit
+
+
+@dataclass(frozen=True, slots=True)
+class NftablesConfig:
+    """`nftables:`; as `iptables:` where the names are the same."""
+
+    masquerade_bit: int = 14
+    masquerade_all: bool = False
     min_sync_period: float = 1.0
     sync_period: float = 30.0
 
@@ -57,12 +72,20 @@ class ProxyConfig:
     node_port_addresses: tuple[Network, ...] = ()
     primary_only: bool = False
     iptables: IptablesConfig = field(default_factory=IptablesConfig)
+    nftables: NftablesConfig = field(default_factory=NftablesConfig)
+    service_cidrs: tuple[Network, ...] = ()
+
+    @property
+    def min_sync_period(self) -> float:
+        """Of the mode that is in use."""
+        return self.nftables.min_sync_period if self.mode == "nftables" else self.iptables.min_sync_period
 
     @classmethod
-    def parse(cls, value: str | Mapping[str, Any], *, where: str = "proxy", cluster_cidr: str = "") -> ProxyConfig:
+    def parse(cls, value: str | Mapping[str, Any], *, where: str = "proxy", cluster_cidr: str = "", service_cidr: str = "") -> ProxyConfig:
         """Check a mode's name or a mapping; ConfigError says where in the file, from `where` on.
 
-        `cluster_cidr` is the default of `clusterCIDR` (the cluster's pod network); an explicit "" means none.
+        `cluster_cidr` is the default of `clusterCIDR` (the cluster's pod network); an explicit "" means none. `service_cidr` is what
+        ServiceCIDR objects would say.
         """
         mapping = {"mode": value} if isinstance(value, str) else value
         fields = _read(mapping, _KEYS, where)
@@ -70,13 +93,13 @@ class ProxyConfig:
         addresses = fields.pop("addresses", None)
         if addresses is not None:
             fields["node_port_addresses"], fields["primary_only"] = addresses
-        config = cls(**fields)
+        config = cls(**fields, service_cidrs=_cidrs(service_cidr, f"{where}.serviceCIDR"))
         _check_detector(config, where)
         return config
 
     def node_ports_on(self, node_ips: tuple[Ip, ...], family: int = 4) -> tuple[Ip, ...] | None:
         """The node's addresses that answer node ports; None for every local one (an address-type match in the rules)."""
-        if self.primary_only:
+        if self.primary_only or (self.mode == "nftables" and not self.node_port_addresses):  # its default
             return tuple(ip for ip in node_ips if (len(ip) == 4) == (family == 4))[:1]
         cidrs = [cidr for cidr in self.node_port_addresses if (len(cidr.address) == 4) == (family == 4)]
         if not cidrs or any(cidr.length == 0 for cidr in cidrs):
@@ -85,7 +108,7 @@ class ProxyConfig:
 
     def localhost_node_ports(self, family: int = 4) -> bool:
         """Do node ports answer on 127.0.0.1? Then the node also needs `net.ipv4.conf.all.route_localnet`. Never for IPv6."""
-        if family != 4 or not self.iptables.localhost_node_ports or self.primary_only:
+        if self.mode != "iptables" or family != 4 or not self.iptables.localhost_node_ports or self.primary_only:
             return False
         cidrs = [cidr for cidr in self.node_port_addresses if len(cidr.address) == 4]
         return not cidrs or any(cidr.length == 0 or cidr.address in LOOPBACK_NETWORK for cidr in cidrs)
@@ -119,10 +142,10 @@ def _unknown(key: str, keys: Mapping[str, object]) -> str:
 
 def _mode(value: object, where: str) -> str:
     if value in MODES_PLANNED:
-        raise ConfigError(f"mode {value} is not emulated yet; iptables is", where=where)
-    if value not in ("iptables", ""):
-        raise ConfigError(f"{value!r} is no proxy mode; iptables is", where=where)
-    return "iptables"  # kube-proxy's own default on Linux
+        raise ConfigError(f"mode {value} is not emulated yet; {' and '.join(MODES)} are", where=where)
+    if value not in (*MODES, ""):
+        raise ConfigError(f"{value!r} is no proxy mode; {' and '.join(MODES)} are", where=where)
+    return str(value or "iptables")  # kube-proxy's own default on Linux
 
 
 def _network(text: object, where: str) -> Network:
@@ -202,6 +225,10 @@ def _iptables(value: object, where: str) -> IptablesConfig:
     return IptablesConfig(**_read(value, _IPTABLES_KEYS, where))
 
 
+def _nftables(value: object, where: str) -> NftablesConfig:
+    return NftablesConfig(**_read(value, _NFTABLES_KEYS, where))
+
+
 def _detect_local(value: object, where: str) -> dict[str, Any]:
     return _read(value, _DETECT_LOCAL_KEYS, where)
 
@@ -213,6 +240,7 @@ _IPTABLES_KEYS: dict[str, tuple[str, Reader]] = {
     "minSyncPeriod": ("min_sync_period", _seconds),
     "syncPeriod": ("sync_period", _seconds),
 }
+_NFTABLES_KEYS: dict[str, tuple[str, Reader]] = {key: _IPTABLES_KEYS[key] for key in _IPTABLES_KEYS if key != "localhostNodePorts"}
 _DETECT_LOCAL_KEYS: dict[str, tuple[str, Reader]] = {
     "bridgeInterface": ("bridge_interface", _text),
     "interfaceNamePrefix": ("interface_name_prefix", _text),
@@ -224,4 +252,5 @@ _KEYS: dict[str, tuple[str, Reader]] = {
     "detectLocal": ("*", _detect_local),
     "nodePortAddresses": ("addresses", _addresses),
     "iptables": ("iptables", _iptables),
+    "nftables": ("nftables", _nftables),
 }

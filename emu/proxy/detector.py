@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from emu.netfilter import nft
 from emu.netfilter.ruleset import InInterface, Match, Source
 from emu.proxy.config import ProxyConfig
 from emu.wire.addr import Ip, Network
@@ -44,3 +45,18 @@ def detector(config: ProxyConfig, node: NodeView, family: int) -> Detector | Non
         if (len(cidr.address) == 4) == (family == 4):
             return Detector(Source(cidr), Source(cidr, invert=True))
     return None
+
+
+def nft_detector(config: ProxyConfig, node: NodeView, family: int) -> tuple[nft.Condition, nft.Condition] | None:
+    """The same as conditions of nftables: local, and not local."""
+    found = detector(config, node, family)
+    if found is None:
+        return None
+    match found.local:
+        case InInterface(name):
+            device = name[:-1] + "*" if name.endswith("+") else name
+            return nft.InputInterface(device), nft.InputInterface(device, invert=True)
+        case Source(network):
+            return nft.Address("saddr", network), nft.Address("saddr", network, invert=True)
+        case _:
+            raise AssertionError(found)

@@ -1,4 +1,4 @@
-"""Names of chains. Decides how a service port, an endpoint and the fixed chains are called in the iptables rule set.
+"""Names of chains. Decides how a service port, an endpoint and the fixed chains are called in the iptables and nftables rule sets.
 
 A name must be the same on every node and after every restart, fit iptables' 28 characters, and not clash: hence a hash.
 Spec: kubernetes `pkg/proxy/iptables/proxier.go` (`portProtoHash`, `servicePortEndpointChainName`); checked against published dumps.
@@ -10,6 +10,7 @@ import hashlib
 from typing import NamedTuple
 
 from emu.netfilter.skb import PROTOCOL_NAMES
+from emu.wire.addr import SockAddr, format_ip
 
 KUBE_SERVICES = "KUBE-SERVICES"
 KUBE_EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
@@ -52,3 +53,22 @@ def port_hash(port: ServicePortName) -> str:
 def endpoint_chain(port: ServicePortName, endpoint: str) -> str:
     """`KUBE-SEP-…` of an endpoint `ip:port` behind this service port; the same pod behind two Services has two."""
     return f"KUBE-SEP-{_hash(f'{port}{PROTOCOL_NAMES[port.protocol]}{endpoint}')}"
+
+
+_LONGEST = 240  # nftables' limit is 256, and a prefix such as `endpoint-` comes before
+
+
+def nft_base(port: ServicePortName) -> str:
+    """What `service-`, `local-`, `external-` and `firewall-` of one service port share: a hash, then who it is."""
+    return _hashed(f"{port.namespace}/{port.name}/{PROTOCOL_NAMES[port.protocol]}/{port.port}")
+
+
+def nft_endpoint_base(port: ServicePortName, to: SockAddr) -> str:
+    """What `endpoint-` and `affinity-` of one endpoint of a service port share."""
+    ip = format_ip(to.ip).replace(":", ".")
+    return _hashed(f"{port.namespace}/{port.name}/{PROTOCOL_NAMES[port.protocol]}/{port.port}__{ip}/{to.port}")
+
+
+def _hashed(text: str) -> str:
+    name = f"{_hash(text)[:8]}-{text}"
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."

@@ -19,17 +19,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from emu.netfilter.ruleset import LateTables, RuleSet, Table
+from emu.netfilter.ruleset import LateTables, RuleSet
 from emu.proxy.changes import Applied, ServiceChanges, Value
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.iptables import TABLES, IptablesBuilder
+from emu.proxy.names import ServicePortName
+from emu.proxy.nftables import NftablesBuilder
 from emu.proxy.schedule import SyncSchedule
+from emu.proxy.serviceport import ServicePortInfo
 from emu.proxy.stale import StaleUdp
 
 Late = Callable[[], Value]
 """Reads a value of the stream."""
+
+
+class Builder(Protocol):
+    """One mode: builds one rule set after the other. `rules` are counted by table or map, `endpoints` over all service ports."""
+
+    rules: dict[str, int]
+    endpoints: int
+
+    def build(self, ports: Mapping[ServicePortName, ServicePortInfo], changed: Iterable[ServicePortName] | None = None) -> RuleSet:
+        """The rule set for `ports`; `changed` names those that came, went or are other objects than at the last call."""
+
+
+BUILDERS: dict[str, Callable[[ProxyConfig, NodeView, int], Builder]] = {"iptables": IptablesBuilder, "nftables": NftablesBuilder}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +79,8 @@ class Proxy:
     def __init__(self, config: ProxyConfig, node: NodeView, family: int = 4) -> None:
         self._config, self._node, self._family = config, node, family
         self._changes = ServiceChanges(node.name, family)
-        self._schedule = SyncSchedule(config.iptables.min_sync_period)
-        self._builder: IptablesBuilder | None = None  # None: the next sync is a full one
+        self._schedule = SyncSchedule(config.min_sync_period)
+        self._builder: Builder | None = None  # None: the next sync is a full one
         self._listed = False
         self._heard: dict[str, Late | None] = {}  # not read yet, and in no rule set
         self._accepted: dict[str, Late | None] = {}  # not read yet, but in force with the last rule set
@@ -122,8 +139,8 @@ class Proxy:
 
     @property
     def seen(self) -> bool:
-        """Has anybody looked at the rules of the last sync? Then the next ones are worth writing at once."""
-        return self._tables is not None and self._tables.looked_at
+        """Has anybody looked at the rules of the last sync? Then the next ones are worth writing at once, as nftables' always are."""
+        return self._config.mode != "iptables" or (self._tables is not None and self._tables.looked_at)
 
     def sync(self, now: float, *, late: bool = False) -> SyncResult | None:
         """Bring the rule set up to all that has been heard; None if no sync is due at `now`.
@@ -135,28 +152,31 @@ class Proxy:
         self._schedule.ran(now)
         self._accepted.update(self._heard)
         self._heard.clear()
-        changed, full, stale = len(self._accepted) + len(self._changes.pending), self._builder is None, None
+        changed, full = len(self._accepted) + len(self._changes.pending), self._builder is None
         self._stats = replace(self._stats, syncs=self._stats.syncs + 1, full_syncs=self._stats.full_syncs + full, last_sync=now)
         if late and not self.seen:
-            self._tables = LateTables(TABLES, lambda: self._write()[0])
-        else:
-            tables, applied = self._write()
-            self._tables, changed = LateTables(TABLES, lambda: tables), applied.services
-            stale = StaleUdp(self._changes.ports.values()) if applied.udp_endpoints else None
-        return SyncResult(RuleSet(self._tables), stale, full, changed)
+            self._tables = LateTables(TABLES, lambda: self._write()[0].tables)
+            return SyncResult(RuleSet(self._tables), None, full, changed)
+        ruleset, applied = self._write()
+        stale = StaleUdp(self._changes.ports.values()) if applied.udp_endpoints else None
+        if self._config.mode == "iptables":
+            written = ruleset.tables
+            self._tables = LateTables(TABLES, lambda: written)
+            ruleset = RuleSet(self._tables)
+        return SyncResult(ruleset, stale, full, applied.services)
 
-    def _write(self) -> tuple[Mapping[str, Table], Applied]:
+    def _write(self) -> tuple[RuleSet, Applied]:
         """Read what has been accepted, and write the rules for it."""
         full = self._builder is None
         if self._builder is None:
-            self._builder = IptablesBuilder(self._config, self._node, self._family)
+            self._builder = BUILDERS[self._config.mode](self._config, self._node, self._family)
         for key, read in self._accepted.items():
             self._changes.update(key, None if read is None else read())
         self._accepted.clear()
         applied = self._changes.apply()
         ruleset = self._builder.build(self._changes.ports, None if full else applied.ports)
         self._count(self._builder, changed=applied.services)
-        return ruleset.tables, applied
+        return ruleset, applied
 
     def on_swapped(self, seconds: float) -> None:
         """The rule set of the last sync is in force; building and swapping took this long by the caller's clock."""
@@ -165,7 +185,7 @@ class Proxy:
     def stats(self) -> ProxyStats:
         return self._stats
 
-    def _count(self, builder: IptablesBuilder, *, changed: int) -> None:
+    def _count(self, builder: Builder, *, changed: int) -> None:
         ports, old = self._changes.ports, self._stats
         self._stats = replace(
             old,

@@ -161,6 +161,9 @@ class NetNamespace:
     def random(self) -> float:
         return self.softnet.rng.random()
 
+    def choose(self, count: int) -> int:
+        return int(self.softnet.rng.random() * count)
+
     def direct(self, dst: Ip) -> Callable[[bytes, int, int], None] | None:
         """The device's own `transmit`, where no hook could have a say and the neighbour answers; else None."""
         if self.netfilter.active:

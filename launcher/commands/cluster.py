@@ -22,7 +22,7 @@ def demo(nodes: int) -> None:
 @options.manifests
 @click.option("--nodes", type=int, help="How many nodes.  [default: 3]")
 @click.option("--cni", help="flannel.")
-@click.option("--proxy", help="iptables.")
+@click.option("--proxy", help="iptables or nftables.")
 @click.option("--profile", help="fast or kubernetes: whose periods.  [default: fast]")
 @click.option("--config", "config", metavar="FILE", help="A cluster file; flags override it.")
 @click.option("--seed", type=int, help="Every random choice follows from it.")

@@ -43,11 +43,13 @@ def _of_node(what: str, node: str, name: str, **query: str) -> dict[str, object]
 
 @click.command()
 @click.argument("node")
-@click.option("--format", "form", type=click.Choice(["iptables-save", "iptables-restore"]), default="iptables-save", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["iptables-save", "iptables-restore", "nft"]), help="By default that of the proxy's mode."
+)
 @options.cluster_name
-def rules(node: str, form: str, name: str) -> None:
+def rules(node: str, form: str | None, name: str) -> None:
     """Print a node's rule set, as Linux would."""
-    click.echo(_of_node("rules", node, name, format=form)["text"], nl=False)
+    click.echo(_of_node("rules", node, name, **({"format": form} if form else {}))["text"], nl=False)
 
 
 @click.command()

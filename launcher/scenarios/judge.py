@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from emu.errors import ApiError
 from launcher.scenarios.flow import Fact
@@ -13,8 +13,16 @@ Json = dict[str, Any]
 SHARE = 1e-6  # two probabilities that differ by less are one: the kernel itself keeps 31 bits
 
 
-def flow(expect: Json, fact: Fact, before: Mapping[str, Fact]) -> tuple[Json, Json]:
-    """What was expected and what is, of the parts that do not agree. `before` has earlier steps' facts by name."""
+class Verdict(NamedTuple):
+    """What was expected, what is there for each part of it, and which parts do not agree."""
+
+    expected: Json
+    actual: Json
+    wrong: tuple[str, ...] = ()
+
+
+def flow(expect: Json, fact: Fact, before: Mapping[str, Fact]) -> Verdict:
+    """The verdict on a flow. `before` has earlier steps' facts by name."""
     parts: dict[str, tuple[Any, Any, bool]] = {}
     for key, wanted in expect.items():
         match key:
@@ -40,7 +48,7 @@ def flow(expect: Json, fact: Fact, before: Mapping[str, Fact]) -> tuple[Json, Js
                 parts[key] = wanted, seen, seen == wanted
             case _:
                 parts[key] = wanted, "not emulated yet", False
-    return _wrong(parts)
+    return _verdict(parts)
 
 
 def _told(fact: Fact, wanted: Any) -> Any:
@@ -61,10 +69,10 @@ def _within(wanted: Any, found: int) -> bool:
     return bool(wanted.get("min", found) <= found <= wanted.get("max", found))
 
 
-def execution(expect: Json, status: int, stdout: str, stderr: str) -> tuple[Json, Json]:
+def execution(expect: Json, status: int, stdout: str, stderr: str) -> Verdict:
     """As `flow`, for a command that has ended."""
     found = {"exit": status, "stdout": stdout, "stderr": stderr}
-    return _wrong({key: (wanted, found[key], _is(wanted, found[key])) for key, wanted in expect.items()})
+    return _verdict({key: (wanted, found[key], _is(wanted, found[key])) for key, wanted in expect.items()})
 
 
 def _is(wanted: Any, found: Any) -> bool:
@@ -75,10 +83,10 @@ def _is(wanted: Any, found: Any) -> bool:
     return bool(found in (wanted, f"{wanted}\n"))
 
 
-def refusal(expect: Json, error: ApiError | None) -> tuple[Json, Json]:
+def refusal(expect: Json, error: ApiError | None) -> Verdict:
     """As `flow`, for a request that should be refused. A cause's own field and message count as the refusal's."""
     if error is None:
-        return expect, {"status": "it was accepted"}
+        return Verdict(expect, {"status": "it was accepted"}, ("status",))
     fields = [str(cause.get("field", "")) for cause in error.causes]
     messages = [error.message, *(str(cause.get("message", "")) for cause in error.causes)]
     parts: dict[str, tuple[Any, Any, bool]] = {}
@@ -92,10 +100,10 @@ def refusal(expect: Json, error: ApiError | None) -> tuple[Json, Json]:
                 parts[key] = wanted, fields, wanted in fields
             case _:
                 parts[key] = wanted, error.message, any(wanted in message for message in messages)
-    return _wrong(parts)
+    return _verdict(parts)
 
 
-def rules(expect: Json, content: str, equals: str | None) -> tuple[Json, Json]:
+def rules(expect: Json, content: str, equals: str | None) -> Verdict:
     """As `flow`, for a rule set's text; `equals` is the content of the file that `expect` names."""
     parts: dict[str, tuple[Any, Any, bool]] = {}
     lines = [line.strip() for line in content.splitlines()]
@@ -103,7 +111,7 @@ def rules(expect: Json, content: str, equals: str | None) -> tuple[Json, Json]:
         match key:
             case "contains":
                 missing = [part for part in wanted if part not in content]
-                parts[key] = wanted, f"not in it: {missing}", not missing
+                parts[key] = wanted, f"not in it: {missing}" if missing else "all in it", not missing
             case "equals":
                 differing = next((pair for pair in zip(_plain(equals or ""), _plain(content), strict=False) if pair[0] != pair[1]), None)
                 same = _plain(equals or "") == _plain(content)
@@ -118,7 +126,7 @@ def rules(expect: Json, content: str, equals: str | None) -> tuple[Json, Json]:
                 else:
                     full = [rule if rule.startswith("-A ") else f"-A {wanted['name']} {rule}" for rule in expected]
                     parts[key] = full, chain, full == chain
-    return _wrong(parts)
+    return _verdict(parts)
 
 
 def _plain(content: str) -> list[str]:
@@ -127,6 +135,6 @@ def _plain(content: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _wrong(parts: Mapping[str, tuple[Any, Any, bool]]) -> tuple[Json, Json]:
-    wrong = {key: part for key, part in parts.items() if not part[2]}
-    return {key: part[0] for key, part in wrong.items()}, {key: part[1] for key, part in wrong.items()}
+def _verdict(parts: Mapping[str, tuple[Any, Any, bool]]) -> Verdict:
+    wrong = tuple(key for key, part in parts.items() if not part[2])
+    return Verdict({key: part[0] for key, part in parts.items()}, {key: part[1] for key, part in parts.items()}, wrong)

@@ -28,9 +28,9 @@ def failure(result: Result) -> Iterator[str]:
 
 def _failed(result: Result, step: StepResult) -> Iterator[str]:
     yield f"  {result.source}: {step.where}: {step.kind}" + (f" {step.name!r}" if step.name else "")
-    width = max((len(key) for key in step.expected), default=0)
-    for key, wanted in step.expected.items():
-        yield f"    {key:{width}}  expected  {_text(wanted)}"
+    width = max((len(key) for key in step.wrong), default=0)
+    for key in step.wrong:
+        yield f"    {key:{width}}  expected  {_text(step.expected.get(key))}"
         yield f"    {'':{width}}  actual    {_text(step.actual.get(key))}"
     for key in step.actual.keys() - step.expected.keys():
         yield f"    {key:{width}}  {_text(step.actual[key])}"
@@ -41,6 +41,11 @@ def _failed(result: Result, step: StepResult) -> Iterator[str]:
         for hop in step.trace["request"]:
             told = [hop["node"], hop["netns"], hop["where"], hop.get("rule") or "", hop.get("note") or "", hop.get("verdict") or ""]
             yield "      " + "  ".join(part for part in told if part)
+
+
+def _difference(step: StepResult) -> Iterator[str]:
+    for key in step.wrong:
+        yield f"{key}: expected {_text(step.expected.get(key))}, found {_text(step.actual.get(key))}"
 
 
 def _text(value: object) -> str:
@@ -61,7 +66,7 @@ def junit(results: Sequence[Result], path: str) -> None:
             case = ET.SubElement(suite, "testcase", named)
             if not step.passed:
                 told = "\n".join(_failed(result, step))
-                ET.SubElement(case, "failure", {"message": f"expected {_text(step.expected)}, found {_text(step.actual)}"}).text = told
+                ET.SubElement(case, "failure", {"message": "; ".join(_difference(step))}).text = told
         if result.problem:
             case = ET.SubElement(suite, "testcase", {"classname": result.name, "name": "set-up"})
             ET.SubElement(case, "error", {"message": result.problem})

@@ -31,6 +31,7 @@ class StepResult:
     passed: bool
     expected: Json = field(default_factory=dict)
     actual: Json = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()  # the parts of `expected` that do not hold
     detail: str = ""
     milliseconds: float = 0.0
     trace: Json | None = None
@@ -129,9 +130,9 @@ def _step(run_of: steps.Run, step: Step, index: int, trace: str) -> StepResult:
     if step.settle and step.kind in steps.JUDGING:
         run_of.world.settle(frozenset(run_of.broken))
     told = steps.ACTS[step.kind](run_of, step)
-    passed = not told.expected
+    passed = not told.wrong
     kept = told.trace if trace == "always" or (trace == "failed" and not passed) else None
     return StepResult(
-        index, step.kind, step.name, step.where, passed, told.expected, told.actual, told.detail,
+        index, step.kind, step.name, step.where, passed, told.expected, told.actual, told.wrong, told.detail,
         (time.perf_counter() - began) * 1000, kept,
     )  # fmt: skip

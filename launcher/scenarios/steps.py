@@ -31,10 +31,11 @@ GRACE = 30.0  # seconds, beside a pod's own grace period, for a deleted object t
 
 @dataclass(slots=True)
 class Told:
-    """What a step came to: the parts of its expectation that do not hold, and what is there instead."""
+    """What a step came to: its expectation, what is there, and the parts of it that do not agree (none: it passed)."""
 
     expected: Json = field(default_factory=dict)
     actual: Json = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()
     detail: str = ""
     trace: Json | None = None
 
@@ -97,10 +98,10 @@ def _judged(step: Step, requests: Callable[[], object]) -> Told:
     if step.expect:
         if step.expect.get("status") in (200, 201) and error is None:
             return Told()
-        expected, actual = judge.refusal(step.expect, error)
-        return Told(expected, actual, detail=error.message if error and expected else "")
+        verdict = judge.refusal(step.expect, error)
+        return Told(*verdict, detail=error.message if error and verdict.wrong else "")
     if error is not None:
-        return Told({"status": "accepted"}, {"status": error.code, "reason": error.reason, "message": error.message})
+        return Told({"status": "accepted"}, {"status": error.code, "reason": error.reason, "message": error.message}, ("status",))
     return Told()
 
 
@@ -144,8 +145,8 @@ def _delete(run: Run, step: Step) -> Told:
             client.request("DELETE", path, options)
 
     told = _judged(step, requests)
-    if not told.expected and step.fields.get("wait", False) and not run.world.until(lambda: _all_gone(run, uids), patience + GRACE):
-        return Told({"deleted": "gone"}, {"deleted": f"still there after {patience + GRACE:g} s"})
+    if not told.wrong and step.fields.get("wait", False) and not run.world.until(lambda: _all_gone(run, uids), patience + GRACE):
+        return Told({"deleted": "gone"}, {"deleted": f"still there after {patience + GRACE:g} s"}, ("deleted",))
     return told
 
 
@@ -207,7 +208,8 @@ def _wait(run: Run, step: Step) -> Told:
     if run.world.until(met, within):
         return Told()
     wanted = step.fields.get("condition") or (f"{step.fields['ready']} ready" if "ready" in step.fields else "Ready")
-    return Told({step.fields["for"]: f"{wanted} within {within:g} s"}, {step.fields["for"]: seen})
+    awaited = step.fields["for"]
+    return Told({awaited: f"{wanted} within {within:g} s"}, {awaited: seen}, (awaited,))
 
 
 def _met(run: Run, step: Step) -> tuple[bool, str]:
@@ -282,9 +284,9 @@ def _flow(run: Run, step: Step) -> Told:
     fact = run.asker.ask(step.fields, send=True, where=step.where)
     if step.name:
         run.facts[step.name] = fact
-    expected, actual = judge.flow(expect, fact, run.facts)
-    trace = run.asker.trace(step.fields, step.where) if expected and fact.trace is None else fact.trace
-    return Told(expected, actual, fact.detail, trace)
+    verdict = judge.flow(expect, fact, run.facts)
+    trace = run.asker.trace(step.fields, step.where) if verdict.wrong and fact.trace is None else fact.trace
+    return Told(*verdict, detail=fact.detail, trace=trace)
 
 
 def _exec(run: Run, step: Step) -> Told:
@@ -295,10 +297,8 @@ def _exec(run: Run, step: Step) -> Told:
     words = given["command"]
     command = shlex.split(words[0]) if len(words) == 1 and isinstance(words[0], str) else [str(word) for word in words]
     status, stdout, stderr = run.world.execute((namespace, name), given.get("container", ""), command, given.get("stdin", ""))
-    expected, actual = judge.execution(step.expect if step.expect is not None else {"exit": 0}, status, stdout, stderr)
-    if expected:
-        actual = {"exit": status, "stdout": stdout, **actual, **({"stderr": stderr} if stderr else {})}
-    return Told(expected, actual)
+    verdict = judge.execution(step.expect if step.expect is not None else {"exit": 0}, status, stdout, stderr)
+    return Told(verdict.expected, {"exit": status, "stdout": stdout, "stderr": stderr}, verdict.wrong)
 
 
 def _qualified(text: str) -> str:

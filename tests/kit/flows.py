@@ -80,6 +80,9 @@ class FlowNode:
     def random(self) -> float:
         return self.chance()
 
+    def choose(self, count: int) -> int:
+        return next((number for number in range(count - 1) if self.chance() < 1 / (count - number)), count - 1)
+
     def hop(self, skb: Skb, where: str, rule: str | None = None, note: str | None = None, rules: int = 0) -> None:
         """Nothing is traced here."""
 

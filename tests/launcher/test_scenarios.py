@@ -65,7 +65,7 @@ def test_a_wrong_expectation_is_told_with_what_is_there_instead(tmp_path):
         manifests=[SERVICE], cluster={"nodes": 1},
     )  # fmt: skip
     (step,) = result.steps
-    assert (step.expected, step.actual) == ({"outcome": "dropped"}, {"outcome": "rejected"})
+    assert (step.expected, step.actual, step.wrong) == ({"outcome": "dropped"}, {"outcome": "rejected"}, ("outcome",))
     assert not result.passed
 
 

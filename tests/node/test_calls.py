@@ -117,7 +117,11 @@ def test_a_trace_that_nobody_waits_for_any_more_ends(node: RealNode) -> None:
     ("method", "params", "error"),
     [
         ("reboot", {}, (404, "NotFound", "a node has no method 'reboot'")),
-        ("rules", {"format": "nft"}, (400, "BadRequest", "format 'nft' is not one of iptables-save, iptables-restore")),
+        (
+            "rules",
+            {"format": "nft"},
+            (400, "BadRequest", "format 'nft' is not one of iptables-save, iptables-restore (the proxy's mode is not nftables)"),
+        ),
         ("trace", {"netns": "pod/default/nobody"}, (404, "NotFound", "pod/default/nobody is not on node node-1")),
         ("logs", {"namespace": "default", "pod": "nobody"}, (400, "BadRequest", "pod nobody has no running container on its node")),
     ],

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import shutil
 import socket
 from typing import Any, NamedTuple
 
 import pytest
 
+from emu.netfilter.nft_text import ruleset_text
 from emu.netfilter.text import restore_text, save_text
 from emu.proxy.changes import ServiceChanges
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.iptables import build
+from emu.proxy.syncer import BUILDERS
 from emu.wire.addr import parse_ip
 from tests.kit.flows import FlowNode
 from tests.kit.netns import configure, missing, namespaces, run, socket_in, sysctl
@@ -56,15 +59,20 @@ WORLD = [
 ]  # fmt: skip
 
 
-def rules():
+LOADERS = {"iptables": ("iptables-restore", restore_text), "nftables": ("nft -f -", ruleset_text)}
+"""How the kernel is given the rules of a mode."""
+
+
+def rules(mode: str = "iptables"):
     changes = ServiceChanges(NODE.name)
     changes.replace({f"{v['service']['metadata']['namespace']}/{v['service']['metadata']['name']}": v for v in WORLD})
     changes.apply()
-    return build(changes.ports, CONFIG, NODE)
+    config = ProxyConfig.parse(mode, cluster_cidr="10.244.0.0/16", service_cidr="10.96.0.0/16")
+    return BUILDERS[mode](config, NODE, 4).build(changes.ports)
 
 
-@pytest.fixture(scope="module")
-def network():
+@pytest.fixture(scope="module", params=LOADERS)
+def network(request):
     """The drawing above, with a listener in every pod; the node has our rules."""
     with contextlib.ExitStack() as stack:
         netns = stack.enter_context(namespaces("node", "outside", *PODS))
@@ -82,7 +90,10 @@ def network():
         # icmp_ratelimit=0 the kernel answers only a few REJECTs a second and the rest look like DROP.
         sysctl(node, {"net.ipv4.ip_forward": 1, "net.ipv4.icmp_ratelimit": 0, "net.ipv4.conf.all.route_localnet": 1,
                       "net.bridge.bridge-nf-call-iptables": 1})  # fmt: skip
-        run(f"ip netns exec {node} iptables-restore", stdin=restore_text(rules()))
+        command, text = LOADERS[request.param]
+        if missing(command.split()[0]):
+            pytest.skip(missing(command.split()[0]))
+        run(f"ip netns exec {node} {command}", stdin=text(rules(request.param)))
         listeners = {}
         for pod, address in PODS.items():
             listener = stack.enter_context(socket_in(netns[pod]))
@@ -90,7 +101,7 @@ def network():
             listener.listen(CONNECTIONS)
             listener.setblocking(False)
             listeners[address] = listener
-        yield netns, listeners
+        yield netns, listeners, request.param
 
 
 def accepted(listeners: dict[str, socket.socket]) -> tuple[str, str]:
@@ -146,23 +157,25 @@ CASES = [
     Case("iTP Local with none here is silent", "pod1", "10.244.1.2", "10.96.0.14:80"),
     Case("a source outside the ranges is dropped", "outside", "192.168.0.9", "198.51.100.1:80"),
     Case("a source inside the ranges is let in", "outside", "192.168.0.9", "198.51.100.2:80"),
+    Case("a port of a ClusterIP that no Service has", "pod1", "10.244.1.2", "10.96.0.10:81"),
+    Case("an address of the Service network that no Service has", "pod1", "10.244.1.2", "10.96.0.99:80"),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.claim for case in CASES])
 def test_the_kernel_answers_as_we_do(network, case):
-    netns, listeners = network
+    netns, listeners, mode = network
     iif = "eth0" if case.netns == "outside" else "cni0"
-    ours = FlowNode(rules(), ("192.168.0.2", "10.244.1.1"), masquerade_as="10.244.1.1").ask(f"{case.src}:40000", case.dst, iif=iif)
+    ours = FlowNode(rules(mode), ("192.168.0.2", "10.244.1.1"), masquerade_as="10.244.1.1").ask(f"{case.src}:40000", case.dst, iif=iif)
     attempts = CONNECTIONS if ours.outcome == "delivered" else 1
     kernel = [connect(netns[case.netns], case.dst, listeners, bind=case.src) for _ in range(attempts)]
-    assert {outcome for outcome, _, _ in kernel} == {ours.outcome}
+    assert {outcome for outcome, _, _ in kernel} == {NOBODY_THERE.get(ours.outcome, ours.outcome)}
     assert {(backend, source) for outcome, backend, source in kernel if outcome == "delivered"} == ours.seen
 
 
 def test_session_affinity_holds_in_the_kernel_too(network):
     """One client, one backend, by every address of the Service; the list is the endpoint's own, so other Services know nothing of it."""
-    netns, listeners = network
+    netns, listeners, _ = network
     by_address = {
         to: {connect(netns["pod1"], to, listeners, bind="10.244.1.2")[:2] for _ in range(20)}
         for to in ("10.96.0.17:80", "192.168.0.2:30087", "10.96.0.10:80")
@@ -170,6 +183,10 @@ def test_session_affinity_holds_in_the_kernel_too(network):
     assert len(by_address["10.96.0.17:80"]) == 1
     assert by_address["10.96.0.17:80"] == by_address["192.168.0.2:30087"]
     assert len(by_address["10.96.0.10:80"]) == len(PODS)
+
+
+NOBODY_THERE = {"local": "rejected", "unrouted": "dropped"}
+"""What a client finds where the rules have no say: the node has no listener, and the world outside is silent."""
 
 
 def plain(dump: str) -> list[str]:
@@ -187,6 +204,27 @@ def test_the_rules_load_unchanged_and_come_back_as_we_print_them(backend):
         run(f"ip netns exec {name} {backend}-restore", stdin=restore_text(rules()))
         saved = run(f"ip netns exec {name} {backend}-save")
     assert sorted(plain(saved)) == sorted(plain(save_text(rules())))
+
+
+def laid_out(listing: str) -> list[str]:
+    """The lines of an nft listing, with every set's and map's elements sorted into one."""
+    text = re.sub(r",\n\s*", ", ", listing)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [
+        f"elements = {sorted(line.removeprefix('elements = {').removesuffix('}').strip().split(', '))}"
+        if line.startswith("elements")
+        else line
+        for line in lines
+    ]
+
+
+@pytest.mark.skipif(bool(missing("nft")), reason=missing("nft"))
+def test_the_nftables_rules_load_unchanged_and_come_back_as_we_print_them():
+    with namespaces("nft") as netns:
+        (name,) = netns.values()
+        run(f"ip netns exec {name} nft -f -", stdin=ruleset_text(rules("nftables")))
+        listed = run(f"ip netns exec {name} nft list ruleset")
+    assert laid_out(listed) == laid_out(ruleset_text(rules("nftables")))
 
 
 @pytest.mark.skipif(bool(missing("ip6tables-restore")), reason=missing("ip6tables-restore"))
