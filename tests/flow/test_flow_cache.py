@@ -24,8 +24,8 @@ STEPS = st.lists(
         st.tuples(st.just("datagram"), st.sampled_from(["vip", "near", "far"]), st.integers(0, 3000)),
         st.tuples(
             st.just("batch"),
-            st.lists(st.tuples(st.sampled_from(["vip", "far"]), st.integers(0, 1500)), min_size=1, max_size=9),
-            st.sampled_from([1, 100]),
+            st.lists(st.tuples(st.sampled_from(["vip", "far"]), st.integers(0, 1500)), min_size=1, max_size=5),
+            st.sampled_from([1, 8]),
         ),
         st.tuples(st.just("stream"), st.sampled_from(["vip", "near", "far"]), st.integers(1, 200_000)),
         st.tuples(st.just("endpoints"), st.sets(st.sampled_from(["near", "far"])).map(sorted)),
