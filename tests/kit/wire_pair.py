@@ -46,6 +46,7 @@ class Weather:
     jitter: float = 0.0
     loss: float = 0.0
     duplicate: float = 0.0
+    reorder: float = 0.0  # these take no time at all, and so overtake those before
     split: bool = True
 
 
@@ -97,7 +98,8 @@ class Pair:
             return
         for _ in range(2 if weather.duplicate and chance() < weather.duplicate else 1):
             self._order += 1
-            heapq.heappush(self._wire, (self.now + weather.delay + weather.jitter * chance(), self._order, to, packet))
+            takes = 0.0 if weather.reorder and chance() < weather.reorder else weather.delay + weather.jitter * chance()
+            heapq.heappush(self._wire, (self.now + takes, self._order, to, packet))
 
     def next_event(self) -> float:
         ends = [end.deadline for end in (self.client, self.server) if end is not None]

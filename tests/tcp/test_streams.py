@@ -26,6 +26,7 @@ WEATHER = st.builds(
     jitter=st.sampled_from([0.0, 0.001, 0.05]),
     loss=st.sampled_from([0.0, 0.02, 0.2]),
     duplicate=st.sampled_from([0.0, 0.1]),
+    reorder=st.sampled_from([0.0, 0.05, 0.5]),
     split=st.booleans(),
 )
 STEP = st.one_of(
@@ -99,6 +100,35 @@ def test_streams_are_byte_exact_under_any_weather(ours, theirs, weather, steps, 
     pair.weather = Weather()
     pair.run(300.0)
     assert {pair.client.state, pair.accepted.state} == {TcpState.CLOSED}
+
+
+FATES = st.lists(st.sampled_from(["", "", "", "lose", "twice", "late"]), max_size=200)
+
+
+@given(SWITCHES, FATES, st.lists(STEP, max_size=20), st.integers(0, 1 << 32))
+def test_no_schedule_of_losses_copies_and_delays_stops_or_falsifies_a_stream(switches, fates, steps, seed):
+    """The fate of each packet is chosen one by one, by an adversary who tires in the end; what is held is bounded throughout."""
+    pair = Pair(Weather(delay=0.001), config=switches, seed=seed).establish()
+    schedule, launch = iter(fates), pair._launch
+
+    def adversary(to: str, packet: bytes) -> None:
+        fate = next(schedule, "")
+        pair.weather.delay = 0.5 if fate == "late" else 0.001
+        for _ in range({"lose": 0, "twice": 2}.get(fate, 1)):
+            launch(to, packet)
+        for end in (pair.client, pair.accepted):
+            held = end.received.size + end.out_of_order.size
+            assert held <= max(end.rcv_limit, end.rcv_adv - end.rcv_nxt + end.received.size) + 65_535
+            assert end.unsent.size + end.snd_nxt - end.snd_una <= end.sndbuf + 1
+            assert len(end.sent) <= 2 + end.sndbuf // 48
+
+    pair._launch = adversary
+    sides = (Side(pair.client, seed), Side(pair.accepted, seed + 1))
+    play(pair, sides, steps)
+    settle(pair, sides)
+    assert sides[0].written == sides[1].got
+    assert sides[1].written == sides[0].got
+    assert not pair.client.error
 
 
 @given(SWITCHES, st.lists(STEP, max_size=20), st.integers(0, 1 << 32))
