@@ -68,8 +68,8 @@ class Device:
     def ingress(self, data: bytes, gso_size: int, trace: int) -> None:
         """The slow path in: whole headers are read, hooks run."""
         skb = Skb.parse(data)
-        if isinstance(skb, DropReason):
-            self.ns.count(skb)
+        if isinstance(skb, DropReason) or data[0] >> 4 != 4:  # wires carry IPv4 (ip_rcv); IPv6 packets meet rules, not devices
+            self.ns.count(skb if isinstance(skb, DropReason) else DropReason.MALFORMED)
             return
         skb.gso_size, skb.trace = gso_size, trace
         skb.origin, skb.key = self, data[6:24]
@@ -181,3 +181,19 @@ class Veth(Device):
         if self.peer is not None:
             self.peer.peer = None
         self.peer = None
+
+
+class LocalOut(Device):
+    """Where the namespace's own packets enter the stack: not a device that one can see, but the same fast path."""
+
+    kind = "local"
+
+    def __init__(self, ns: NetNamespace) -> None:
+        super().__init__(ns, "", 65536)
+
+    def ingress(self, data: bytes, gso_size: int, trace: int) -> None:
+        skb = Skb.parse(data)
+        assert isinstance(skb, Skb), skb  # a packet of our own making
+        skb.gso_size, skb.trace = gso_size, trace
+        skb.origin, skb.key = self, data[6:24]
+        self.ns.local_out(skb)

@@ -22,7 +22,7 @@ from emu.netfilter.netfilter import Netfilter
 from emu.netfilter.ruleset import RuleSet
 from emu.netfilter.skb import ICMP, PROTOCOL_NAMES, TCP, UDP, Skb
 from emu.stack import icmp
-from emu.stack.device import Device, Loopback, Veth
+from emu.stack.device import Device, LocalOut, Loopback, Veth
 from emu.stack.flow import MAX_FLOWS, Flow, Send, cacheable, hold
 from emu.stack.neighbour import NeighbourTable
 from emu.stack.pmtu import PathMtus
@@ -383,19 +383,3 @@ class NetNamespace:
         for holder in (skb.ct, also):
             if holder is not None:  # whose end is the entry's end
                 hold(holder.flows, flows, skb.key)
-
-
-class LocalOut(Device):
-    """Where the namespace's own packets enter the stack: not a device that one can see, but the same fast path."""
-
-    kind = "local"
-
-    def __init__(self, ns: NetNamespace) -> None:
-        super().__init__(ns, "", 65536)
-
-    def ingress(self, data: bytes, gso_size: int, trace: int) -> None:
-        skb = Skb.parse(data)
-        assert isinstance(skb, Skb), skb  # a packet of our own making
-        skb.gso_size, skb.trace = gso_size, trace
-        skb.origin, skb.key = self, data[6:24]
-        self.ns.local_out(skb)

@@ -369,7 +369,10 @@ def test_a_dead_node_s_pods_time_out_are_moved_and_the_node_comes_back():
     podwire("fault", "node", "node-3", "start")
     eventually(lambda: "NotReady" not in podwire("get", "nodes").stdout)
     assert {hop["node"] for hop in trace("client", "node/node-3")["request"]} == {"node-1", "node-3"}
-    assert podwire("fault", "node", "node-3", "resume", status=1).stderr == "error: node-3 is running and cannot be resumed\n"
+    assert (
+        podwire("fault", "node", "node-3", "resume", status=1).stderr
+        == "error: node-3 is running and cannot be resumed: only what is paused can\n"
+    )
 
 
 def _nodes_of(app):

@@ -83,7 +83,7 @@ def test_every_fault_of_a_set_is_told_at_once(tmp_path, capsys):
         (["up", "--nodes", "0"], 2, "nodes: must be a number from 1 to 4096, not 0"),
         (["up", "--nodes", "few"], 2, "Invalid value for '--nodes': 'few' is not a valid integer. (see podwire up --help)"),
         (["up", "--cni", "calico"], 2, "cni: calico is not emulated yet; flannel is"),
-        (["up", "--proxy", "ipvs"], 2, "proxy.mode: mode ipvs is not emulated yet; iptables is"),
+        (["up", "--proxy", "ipvs"], 2, "proxy.mode: mode ipvs is not emulated yet; iptables and nftables are"),
         (["up", "--config", "/nowhere.yaml"], 2, "/nowhere.yaml: No such file or directory"),
         (["up", "-f", "/nowhere.yaml"], 2, "/nowhere.yaml: No such file or directory"),
         (["up", "--config", "{tmp}/c.yaml"], 2, "{tmp}/c.yaml: podCIDR: '10.244.0.1/16' is not a CIDR: 10.244.0.1/16 has host bits set"),
