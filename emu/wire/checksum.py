@@ -20,6 +20,7 @@ _FIELD = {ICMP: 2, TCP: 16, UDP: 6, ICMPV6: 2, SCTP: 8}  # where the field is in
 _SHORTEST = {ICMP: 8, TCP: 20, UDP: 8, ICMPV6: 8, SCTP: 12}
 _ICMP_ERRORS = frozenset((3, 4, 5, 11, 12))
 _ETHERNET = 14
+_BOTH_ZEROS = {b"\0\0", b"\xff\xff"}
 
 
 def internet(data: bytes) -> int:
@@ -107,7 +108,9 @@ def wrong(packet: bytes) -> tuple[str, ...]:
     carried = packet[layout.field : layout.field + width]
     if not (layout.proto == UDP and carried == b"\0\0" and packet[0] >> 4 == 4):
         zeroed = packet[: layout.field] + bytes(width) + packet[layout.field + width :]
-        if carried != _transport(zeroed, layout):
+        expected = _transport(zeroed, layout)
+        # in ones' complement 0 and 0xFFFF are one number, and who updates a sum in place (a kernel that segments) may write either
+        if carried != expected and (layout.proto == SCTP or {carried, expected} != _BOTH_ZEROS):
             bad.append(NAMES[layout.proto])
     inner = _inner_at(packet, layout)
     return (*bad, *(wrong(packet[inner : layout.total]) if inner else ()))

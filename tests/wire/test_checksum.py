@@ -83,3 +83,16 @@ def test_a_fragment_keeps_its_transport_field():
 def test_what_is_no_packet_is_left_alone(data):
     assert checksum.fill(data) == data
     assert checksum.wrong(data) == ("malformed",)
+
+
+def test_both_zeros_of_ones_complement_are_right_and_nothing_else_is():
+    """A TCP segment whose checksum is 0 may as well carry 0xFFFF, as software segmentation writes it."""
+    segment = bytes.fromhex("4500002800004000400600000a0000010a000002") + bytes.fromhex("04d20050000000000000000050100000") + bytes(4)
+    for last in range(1 << 16):  # an urgent pointer that makes the sum come out as zero
+        packet = checksum.fill(segment[:-2] + last.to_bytes(2, "big"))
+        if packet[36:38] == b"\0\0":
+            break
+    assert packet[36:38] == b"\0\0"
+    assert checksum.wrong(packet) == ()
+    assert checksum.wrong(packet[:36] + b"\xff\xff" + packet[38:]) == ()
+    assert checksum.wrong(packet[:36] + b"\x00\x01" + packet[38:]) == ("tcp",)
