@@ -81,6 +81,6 @@ def inside(netns: str, make: Callable[[], T]) -> T:
     return result
 
 
-def socket_in(netns: str, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def socket_in(netns: str, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
     """A socket that lives in the namespace."""
-    return inside(netns, lambda: socket.socket(family, kind))
+    return inside(netns, lambda: socket.socket(family, kind, proto))
