@@ -51,33 +51,42 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
         yield run
 
 
+@pytest.fixture(scope="module")
+def shop(kubectl: Kubectl) -> Kubectl:
+    """kubectl, where the shop is already."""
+    applied = kubectl("apply", "-f", "-", stdin=SHOP.replace("PORT", "80"))
+    assert applied.returncode == 0, applied.stderr
+    return kubectl
+
+
 def test_apply_creates_leaves_alone_and_configures(kubectl: Kubectl) -> None:
-    first, second, third = (kubectl("apply", "-f", "-", stdin=SHOP.replace("PORT", port)) for port in ("80", "80", "81"))
+    mine = SHOP.replace("name: web}", "name: mine}")
+    first, second, third = (kubectl("apply", "-f", "-", stdin=mine.replace("PORT", port)) for port in ("80", "80", "81"))
 
-    assert first.stdout == "service/web created\ndeployment.apps/web created\n", first.stderr
-    assert second.stdout == "service/web unchanged\ndeployment.apps/web unchanged\n"
-    assert third.stdout == "service/web configured\ndeployment.apps/web unchanged\n"
-    assert kubectl("get", "svc", "web", "-o", "jsonpath={.spec.ports[*].port}").stdout == "81", "the old port went"
-
-
-def test_get_prints_kubectls_columns(kubectl: Kubectl) -> None:
-    assert kubectl("get", "svc").stdout.splitlines()[0].split() == ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"]
-    assert kubectl("get", "deploy", "-o", "wide").stdout.splitlines()[0].split()[-3:] == ["CONTAINERS", "IMAGES", "SELECTOR"]
-    assert kubectl("get", "all").stdout.count("NAME") >= 2
-    assert kubectl("get", "pods").stderr == "No resources found in default namespace.\n"
+    assert first.stdout == "service/mine created\ndeployment.apps/mine created\n", first.stderr
+    assert second.stdout == "service/mine unchanged\ndeployment.apps/mine unchanged\n"
+    assert third.stdout == "service/mine configured\ndeployment.apps/mine unchanged\n"
+    assert kubectl("get", "svc", "mine", "-o", "jsonpath={.spec.ports[*].port}").stdout == "81", "the old port went"
 
 
-def test_scale_rollout_restart_and_set_image(kubectl: Kubectl) -> None:
-    assert kubectl("scale", "deployment", "web", "--replicas=4").stdout == "deployment.apps/web scaled\n"
-    assert kubectl("rollout", "restart", "deploy/web").stdout == "deployment.apps/web restarted\n"
-    assert kubectl("set", "image", "deploy/web", "c=y:2").stdout == "deployment.apps/web image updated\n"
-    assert kubectl("get", "deploy", "web", "-o", "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].image}").stdout == "4 y:2"
+def test_get_prints_kubectls_columns(shop: Kubectl) -> None:
+    assert shop("get", "svc").stdout.splitlines()[0].split() == ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"]
+    assert shop("get", "deploy", "-o", "wide").stdout.splitlines()[0].split()[-3:] == ["CONTAINERS", "IMAGES", "SELECTOR"]
+    assert shop("get", "all").stdout.count("NAME") >= 2
+    assert shop("get", "pods").stderr == "No resources found in default namespace.\n"
 
 
-def test_describe_explain_and_version(kubectl: Kubectl) -> None:
-    assert "NodePort:                 http" in kubectl("describe", "svc", "web").stdout
-    assert "The port on each node" in kubectl("explain", "service.spec.ports.nodePort").stdout
-    assert "Server Version: v1.35.2" in kubectl("version").stdout
+def test_scale_rollout_restart_and_set_image(shop: Kubectl) -> None:
+    assert shop("scale", "deployment", "web", "--replicas=4").stdout == "deployment.apps/web scaled\n"
+    assert shop("rollout", "restart", "deploy/web").stdout == "deployment.apps/web restarted\n"
+    assert shop("set", "image", "deploy/web", "c=y:2").stdout == "deployment.apps/web image updated\n"
+    assert shop("get", "deploy", "web", "-o", "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].image}").stdout == "4 y:2"
+
+
+def test_describe_explain_and_version(shop: Kubectl) -> None:
+    assert "NodePort:                 http" in shop("describe", "svc", "web").stdout
+    assert "The port on each node" in shop("explain", "service.spec.ports.nodePort").stdout
+    assert "Server Version: v1.35.2" in shop("version").stdout
 
 
 @pytest.mark.parametrize(
