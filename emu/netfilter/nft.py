@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emu.netfilter.hooks import Hook
+from emu.netfilter.late import LateRules
 from emu.wire.addr import Ip, Network, SockAddr
 
 # ---- expressions that a packet meets or not --------------------------------------------------------------------------------------
@@ -185,12 +186,10 @@ class Chain:
     comment: str = ""
 
 
-class LateChain(Chain):
-    """A chain whose rules are written when somebody first walks or prints it. Any thread may."""
+class LateChain(LateRules, Chain):
+    """A late chain."""
 
     __slots__ = ("_subject", "_write")
-    _write: Callable[[Any], Iterable[Rule]]
-    _subject: object
 
     def __init__(self, name: str, write: Callable[[Any], Iterable[Rule]], subject: object) -> None:
         put = object.__setattr__
@@ -199,14 +198,6 @@ class LateChain(Chain):
         put(self, "comment", "")
         put(self, "_write", write)
         put(self, "_subject", subject)
-
-    def __getattr__(self, name: str) -> tuple[Rule, ...]:
-        """Python asks here for a slot that holds nothing yet."""
-        if name != "rules":
-            raise AttributeError(name)
-        rules = tuple(self._write(self._subject))
-        object.__setattr__(self, "rules", rules)
-        return rules
 
 
 @dataclass(frozen=True, slots=True)

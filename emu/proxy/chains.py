@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emu.netfilter.late import LateRules
 from emu.netfilter.ruleset import (
     Accept,
     AddressType,
@@ -76,17 +77,11 @@ class PortRules:
 NO_RULES = PortRules((), (), (), (), (), (), {}, 0)
 
 
-class LateChain(Chain):
-    """A chain whose `length` rules are written when somebody first walks or prints it.
-
-    Most nodes never see a packet for most endpoints, and a Service with n of them has 3n rules on every node. Two threads that
-    look at once write the same twice, and either will do.
-    """
+class LateChain(LateRules, Chain):
+    """A late chain of `length` rules."""
 
     __slots__ = ("_subject", "_write", "length")
     length: int
-    _write: Callable[[Any], Iterable[Rule]]
-    _subject: object
 
     def __init__(self, name: str, length: int, write: Callable[[Any], Iterable[Rule]], subject: object) -> None:
         put = object.__setattr__
@@ -96,14 +91,6 @@ class LateChain(Chain):
         put(self, "length", length)
         put(self, "_write", write)
         put(self, "_subject", subject)
-
-    def __getattr__(self, name: str) -> tuple[Rule, ...]:
-        """Python asks here for a slot that holds nothing yet."""
-        if name != "rules":
-            raise AttributeError(name)
-        rules = tuple(self._write(self._subject))
-        object.__setattr__(self, "rules", rules)
-        return rules
 
 
 def host(ip: Ip) -> Network:
