@@ -112,7 +112,7 @@ class IptablesBuilder:
         self._names: list[ServicePortName] = []  # sorted, as are
         self._rules: list[PortRules] = []  # their rules
         self._lines: dict[str, tuple[Rule, ...]] = {}
-        self._draft = Draft()
+        self._draft = Draft[Chain]()
         skip = () if self._localhost_node_ports else (_TO_LOCALNET_FIREWALL,)
         self._built_in: dict[str, dict[str, Chain]] = {}
         for table, chain, rules in BUILT_IN:

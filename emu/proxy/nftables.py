@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from emu.netfilter import nft
 from emu.netfilter.hooks import Hook
 from emu.netfilter.ruleset import RuleSet
+from emu.proxy.chainbook import Draft
 from emu.proxy.chains import host
 from emu.proxy.config import LOOPBACK_NETWORK, ProxyConfig
 from emu.proxy.detector import NodeView, nft_detector
@@ -94,12 +95,14 @@ class NftablesBuilder:
         self._node_ports_on = config.node_ports_on(node.ips, family)
         self._kept: dict[ServicePortName, tuple[ServicePortInfo, PortPart]] = {}
         self._cluster_ips: dict[Ip, int] = {}
-        self._own: dict[str, nft.Chain] = {}
+        self._draft = Draft[nft.Chain]()
+        self._own: Mapping[str, nft.Chain] = {}
         self._own_sets: dict[str, nft.AddressSet] = {}
         self._elements: dict[str, dict[bytes, Element]] = {name: {} for name, _, _ in MAPS}
         self._maps: dict[str, nft.VerdictMap] = {}
         self._fixed = {chain.name: chain for chain in self._fixed_chains()}
         self._bases = tuple(self._fixed[name] for name, _ in BASES)
+        self._fixed_sets: dict[str, nft.AddressSet] = {}
         self.endpoints = 0
         self.rules: dict[str, int] = {}
 
@@ -107,15 +110,18 @@ class NftablesBuilder:
         """The rule set for `ports`; `changed` names those that are other objects than at the last call (None: look at all)."""
         moved = self._different(ports) if changed is None else sorted(changed)
         touched: set[str] = set() if self._maps else {name for name, _, _ in MAPS}
-        if moved:
-            self._own, self._own_sets = dict(self._own), dict(self._own_sets)
+        addresses = len(self._cluster_ips)
         for port_name in moved:
             self._replace(port_name, ports.get(port_name), touched)
+        if moved or not self._own:
+            self._own = self._draft.book(self._fixed, [part for _, part in self._kept.values()])
+        if touched or len(self._cluster_ips) != addresses or not self._fixed_sets:
+            self._fixed_sets = {one.name: one for one in self._shared_sets()}
         for name, by_address, comment in MAPS:
             if name in touched:
                 self._maps[name] = nft.VerdictMap(name, by_address, dict(self._elements[name]), comment)
-        sets = {one.name: one for one in self._fixed_sets()} | self._own_sets
-        table = nft.Table(TABLE, self._family, self._fixed | self._own, sets, dict(self._maps), self._bases, COMMENT)
+        sets = {**self._fixed_sets, **self._own_sets}
+        table = nft.Table(TABLE, self._family, self._own, sets, dict(self._maps), self._bases, COMMENT)
         self.rules = {name: len(found.elements) for name, found in self._maps.items()}
         return RuleSet(nft=table)
 
@@ -140,9 +146,7 @@ class NftablesBuilder:
             for key in before:
                 elements.pop(key, None)
             elements.update(after)
-        for chain in old.chains.keys() - new.chains.keys():
-            del self._own[chain]
-        self._own.update(new.chains)
+        self._draft.change(old.chains, new.chains)
         for one in old.sets.keys() - new.sets.keys():
             del self._own_sets[one]
         self._own_sets.update(new.sets)
@@ -155,7 +159,7 @@ class NftablesBuilder:
 
     # ---- what all Services share -------------------------------------------------------------------------------------------------
 
-    def _fixed_sets(self) -> Iterator[nft.AddressSet]:
+    def _shared_sets(self) -> Iterator[nft.AddressSet]:
         yield nft.AddressSet(CLUSTER_IPS, frozenset(self._cluster_ips), comment="Active ClusterIPs")
         if self._node_ports_on is not None:
             yield nft.AddressSet(NODE_PORT_IPS, frozenset(self._node_ports_on), comment="IPs that accept NodePort traffic")
