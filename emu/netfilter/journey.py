@@ -27,6 +27,7 @@ class Fate:
     `destination` and `source` are the packet's at that end (the port of a masqueraded source is chosen by the packet, and is not
     told); `device` is where it then goes: "lo" to this node itself, None nowhere, for want of a route. `rules` is the largest
     number of rules evaluated on the way.
+    `masqueraded`: its source is another than it was, if only by its port (a node that has the client's address takes that).
     """
 
     verdict: Verdict
@@ -46,10 +47,10 @@ class Journey:
         self._netfilter, self._is_local, self._route = netfilter, is_local, route
 
     def take(self, skb: Skb) -> Fate:
-        source = skb.src
+        source = skb.source
         verdict, device = self._sent(skb) if not skb.iif else self._received(skb)
         reject_with = skb.reject_with if verdict is Verdict.REJECT else None
-        return Fate(verdict, skb.destination, skb.src, device, skb.src != source, reject_with)
+        return Fate(verdict, skb.destination, skb.src, device, skb.source != source, reject_with)
 
     def _next(self, skb: Skb) -> str | None:
         return LOCAL if self._is_local(skb.dst) else self._route(skb)

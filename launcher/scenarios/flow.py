@@ -197,21 +197,21 @@ class Asker:
         """Follow every end that the first node's rules leave, over the nodes that it leads to."""
         fact, outcomes = Fact(""), dict[str, float]()
         pods = sorted(self._endpoints & self._of_devices)
-        pending: list[tuple[str, str, str, str, int, float, tuple[str, ...]]] = [
-            (sender.node, sender.ip, sender.iif, ip, port, 1.0, (sender.node,))
+        pending: list[tuple[str, str, str, str, int, float, bool, tuple[str, ...]]] = [
+            (sender.node, sender.ip, sender.iif, ip, port, 1.0, False, (sender.node,))
         ]
         while pending:
-            node, src, iif, dst, dport, share, path = pending.pop()
+            node, src, iif, dst, dport, share, changed, path = pending.pop()
             asked = {"src": src, "dst": dst, "proto": proto, "dport": dport, "iif": iif, "pods": pods, "proxy_only": not sender.name}
             for fate in self._client.podwire("POST", f"nodes/{node}/flow", asked)["fates"]:
                 fact.rules = max(fact.rules, fate["rules"])
                 to = SockAddr.parse(fate["destination"])
                 end_ip, end_port = fate["destination"].rpartition(":")[0], to.port
-                weight = share * fate["probability"]
+                weight, masked = share * fate["probability"], changed or fate["masqueraded"]
                 outcome = self._outcome(fate, end_ip)
                 onward = self._node_of.get(end_ip)
                 if outcome == "onward" and onward is not None and len(path) < FARTHEST:
-                    pending.append((onward, fate["source"], OUTSIDE_DEVICE, end_ip, end_port, weight, (*path, onward)))
+                    pending.append((onward, fate["source"], OUTSIDE_DEVICE, end_ip, end_port, weight, masked, (*path, onward)))
                     continue
                 outcome = "unrouted" if outcome == "onward" else outcome
                 outcomes[outcome] = outcomes.get(outcome, 0.0) + weight
@@ -221,7 +221,7 @@ class Asker:
                     fact.backends[key] = fact.backends.get(key, 0.0) + weight
                 if outcome in ("delivered", "local"):
                     fact.sources.add(fate["source"])
-                    fact.masquerade = fact.masquerade or fate["source"] != sender.ip
+                    fact.masquerade = fact.masquerade or masked
         fact.outcome = max(outcomes, key=lambda name: outcomes[name])
         if len(outcomes) > 1:
             fact.detail = "it depends on chance: " + ", ".join(f"{name} {share:.3g}" for name, share in sorted(outcomes.items()))
