@@ -25,7 +25,7 @@ from launcher.client import Client
 from launcher.rundir import RunDirectory
 
 POLL = 0.02  # seconds between two looks at what is not there yet
-COURTESY, LONGEST_POLL = 3, 0.5  # times as long as a look took; who asks for everything must not keep it from happening
+COURTESY, LONGEST_POLL = 8, 1.0  # times as long as a look took; who asks for everything must not keep it from happening
 LAST_WORDS = 16 << 10  # bytes that a traceback may need
 HOPELESS = 3  # deaths in a row after which a process is not waited for any more
 

@@ -29,6 +29,7 @@ from emu.registry.registry import Registry, RegistryConfig
 from emu.store.store import Store
 
 PUBLISH_PERIOD_A_NODE, LONGEST_PUBLISH_PERIOD = 1e-4, 0.05  # seconds: what a broadcast costs grows with those who hear it
+STORM_PERIOD_A_NODE = 1e-3  # seconds, while changes keep coming: hearing and answering is most of a millisecond of CPU a node
 FAULT_PATIENCE = 15.0  # seconds for the supervisor: a node that is started again says hello first
 
 
@@ -54,7 +55,8 @@ class Process(ControlPlane):
         bootstrap(registry)
         bus = ControllerBus(f"ipc://{self._run_dir / 'bus.pub'}", f"ipc://{self._run_dir / 'bus.ctl'}", self._store_file.revision)
         period = min(PUBLISH_PERIOD_A_NODE * len(spec.nodes), LONGEST_PUBLISH_PERIOD)
-        super().__init__(spec, registry, bus, time.monotonic, on_error=_log, publish_period=period)
+        storm = STORM_PERIOD_A_NODE * len(spec.nodes)
+        super().__init__(spec, registry, bus, time.monotonic, on_error=_log, publish_period=period, storm_period=storm)
         self._wake = asyncio.Event()
         self._stopping = False
 

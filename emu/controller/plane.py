@@ -33,15 +33,15 @@ from emu.observe.programming import KEPT, Publication
 from emu.registry.registry import Registry
 from emu.store.store import Change
 
-STORM = 8  # times the least time between broadcasts, while changes keep coming: each costs every node more than its contents do
 BUDGET = 64  # reconciles in one turn: a few milliseconds, so that requests and leases never wait long
 
 
 class ControlPlane:
     """Wires store, controllers and bus. `now` is the clock of leases, queues and latencies (seconds, monotonic).
 
-    `publish_period` is the least time between two broadcasts, 0 for at once: each one wakes every node. It doubles, up to `STORM`
-    times, while they follow each other (all nodes of a cluster register in the same seconds), and is forgotten after a quiet one.
+    `publish_period` is the least time between two broadcasts, 0 for at once: each one wakes every node, which costs it more than
+    the contents do. It doubles, up to `storm_period`, while they follow each other (all nodes of a cluster register in the same
+    seconds), and is forgotten after a quiet one.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class ControlPlane:
         *,
         on_error: Failure,
         publish_period: float = 0.0,
+        storm_period: float = 0.0,
     ) -> None:
         self.spec, self.registry, self.link, self.url = spec, registry, link, ""
         self._now = now
@@ -80,6 +81,7 @@ class ControlPlane:
         self.collector.on_new_life = self._on_new_life
         self._beat = grace / 8
         self._publish_period = self._pause = publish_period
+        self._storm_period = max(publish_period, storm_period)
         self._published_at = float("-inf")
 
     def _controllers(self) -> tuple[Any, ...]:
@@ -119,7 +121,7 @@ class ControlPlane:
             self.published.append(Publication(update.stream, update.sequence, update.revision, noted, self._now(), size))
         if updates:
             quiet = now >= self._published_at + 2 * self._pause
-            self._pause = self._publish_period if quiet else min(2 * self._pause, STORM * self._publish_period)
+            self._pause = self._publish_period if quiet else min(2 * self._pause, self._storm_period)
             self._published_at = now
         return float("inf")
 
