@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from emu.netfilter.first_packet import first_packet
 from emu.netfilter.skb import PROTOCOL_NAMES
+from emu.wire.addr import parse_ip
 
 PODS = {f"pod{number}": f"10.244.1.{number}" for number in range(2, 7)}
 NODE, NODE_IPS = "node-1", ("192.168.0.2", "192.168.1.2", "10.244.1.1", "10.244.1.0")
@@ -22,6 +24,8 @@ GATEWAY = "192.168.0.1"
 TUNNELS = {"10.244.2.0/24": "10.244.2.0", "10.244.3.0/24": "10.244.3.0"}
 NEIGHBOURS = {"eth0": (GATEWAY, *(f"192.168.{net}.{host}" for net in (0, 1) for host in (3, 4, 9))), "flannel.1": tuple(TUNNELS.values())}
 NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
+STRAY = {"tcp-ack": 0x10, "tcp-rst": 0x04, "tcp-synack": 0x12}
+"""Segments of a connection that nobody has seen begin, by their flags: conntrack takes the first up, and calls the others INVALID."""
 
 
 class Source(NamedTuple):
@@ -51,12 +55,23 @@ SOURCES = {
 
 
 class Question(NamedTuple):
-    """What becomes of the first packet from `source` to an address and port?"""
+    """What becomes of the first packet from `source` to an address and port? `protocol` may be a STRAY; by icmp it is an echo request."""
 
     source: str
     to: str
     port: int
     protocol: str
+
+    @property
+    def transport(self) -> str:
+        return self.protocol.partition("-")[0]
+
+    def packet(self, address: str, port: int) -> bytearray:
+        """What is sent from that address and port, checksums 0."""
+        packet = bytearray(first_packet(NUMBERS[self.transport], parse_ip(address), parse_ip(self.to), port, self.port))
+        if self.protocol in STRAY:
+            packet[33] = STRAY[self.protocol]
+        return packet
 
     def __str__(self) -> str:
         return f"{self.source} -> {self.to}:{self.port}/{self.protocol}"

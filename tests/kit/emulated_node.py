@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 
 from emu.netfilter.backends import fates
-from emu.netfilter.first_packet import first_packet
 from emu.netfilter.hooks import Verdict
 from emu.netfilter.journey import Fate, Journey
 from emu.netfilter.memory import Memory
@@ -18,7 +17,7 @@ from emu.stack.namespace import NetNamespace
 from emu.stack.route import Route
 from emu.stack.softnet import Softnet
 from emu.wire.addr import Network, format_ip, parse_ip
-from tests.kit.crossroads import ADDRESSES, GATEWAY, NODE, NUMBERS, PODS, SOURCES, TUNNELS, End, Question
+from tests.kit.crossroads import ADDRESSES, GATEWAY, NODE, PODS, SOURCES, TUNNELS, End, Question
 
 _PLACES = {address: pod for pod, address in PODS.items()}
 _PATIENCE = 10_000
@@ -35,7 +34,7 @@ class EmulatedNode:
         """Every end that the packet may come to, with its probability."""
         source = SOURCES[question.source]
         found = fates(self.ruleset, self._packet(question, address), self.ns, self._device, iif=source.iif)
-        return {_end(fate): fate.probability for fate in found}
+        return {_end(question, fate): fate.probability for fate in found}
 
     def learn(self, question: Question, address: str, end: End) -> None:
         """Remember of this packet what a node remembers that has let it end so."""
@@ -45,13 +44,13 @@ class EmulatedNode:
             assert isinstance(skb, Skb)
             skb.iif = SOURCES[question.source].iif
             netfilter.swap(self.ruleset)
-            if _end(Journey(netfilter, self.ns.is_local, self._device).take(skb)) == end:
+            if _end(question, Journey(netfilter, self.ns.is_local, self._device).take(skb)) == end:
                 self.ns.memory = around.memory
                 return
         raise AssertionError(f"{question} never ended as {end} in {_PATIENCE} trials, which is said to be possible")
 
     def _packet(self, question: Question, address: str) -> bytes:
-        return first_packet(NUMBERS[question.protocol], parse_ip(address), parse_ip(question.to), 40000, question.port)
+        return bytes(question.packet(address, 40000))
 
     def _device(self, skb: Skb) -> str | None:
         route = self.ns.routes.lookup(skb.dst)
@@ -81,13 +80,14 @@ class _Trial:
         self.choose: Callable[[int], int] = chance.randrange
 
 
-def _end(fate: Fate) -> End:
+def _end(question: Question, fate: Fate) -> End:
     if fate.verdict is Verdict.DROP:
         return End("dropped")
     if fate.verdict is Verdict.REJECT:
         return End("rejected", to=fate.reject_with or "")
-    seen_from = format_ip(fate.source)
+    ip, seen_from = format_ip(fate.destination.ip), format_ip(fate.source)
+    to = f"{ip}:{0 if question.transport == 'icmp' else fate.destination.port}"
     if fate.device == "lo":
-        return End("local", "", str(fate.destination), seen_from)
+        return End("local", "", to, seen_from)
     place = fate.device or "nowhere"
-    return End("sent", _PLACES.get(format_ip(fate.destination.ip), place) if place == "cni0" else place, str(fate.destination), seen_from)
+    return End("sent", _PLACES.get(ip, place) if place == "cni0" else place, to, seen_from)

@@ -16,14 +16,14 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from emu.netfilter.first_packet import first_packet
 from emu.wire import checksum
-from emu.wire.addr import SockAddr, format_ip, parse_ip
-from tests.kit.crossroads import ADDRESSES, GATEWAY, NEIGHBOURS, NODE_IPS, NUMBERS, PODS, SOURCES, TUNNELS, End, Question
+from emu.wire.addr import SockAddr, format_ip
+from tests.kit.crossroads import ADDRESSES, GATEWAY, NEIGHBOURS, NODE_IPS, PODS, SOURCES, TUNNELS, End, Question
 from tests.kit.netns import configure, inside, namespaces, run, socket_in, sysctl
 
 ETH_P_IP, NETLINK_NETFILTER, CT_DELETE = 0x0800, 12, 1 << 8 | 2
 TCP, UDP, ICMP, SCTP = 6, 17, 1, 132
+ECHO_REPLY, ECHO_REQUEST = 0, 8
 FAR = (*PODS, "eth0", "flannel.1")
 OUR_MACS = {"cni0": "02:00:00:00:01:01", "eth0": "02:00:00:00:01:02", "flannel.1": "02:00:00:00:01:03"}
 PEER_MACS = {name: f"02:00:00:00:02:{number:02x}" for number, name in enumerate(FAR)}
@@ -35,13 +35,16 @@ UNREACHABLE = {
 }
 BUFFER, PATIENCE = 8 << 20, 5.0
 # Without bridge-nf-call-iptables what goes between pods of one node would pass the bridge untranslated; icmp_ratelimit=0 lets every
-# REJECT be answered; rp_filter=0 lets anybody speak under any address; checksums are not what is tested.
+# REJECT be answered; rp_filter=0 lets anybody speak under any address; a redirect is the
+# router's word, not a rule's; checksums are not what is tested.
 SYSCTLS = {
     "net.ipv4.ip_forward": 1,
     "net.ipv4.icmp_ratelimit": 0,
     "net.ipv4.conf.all.route_localnet": 1,
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.default.rp_filter": 0,
+    "net.ipv4.conf.all.send_redirects": 0,
+    "net.ipv4.conf.default.send_redirects": 0,
     "net.bridge.bridge-nf-call-iptables": 1,
     "net.netfilter.nf_conntrack_checksum": 0,
 }
@@ -69,7 +72,7 @@ class KernelNode:
             sock.setsockopt(socket.SOL_SOCKET, 33, BUFFER)  # SO_RCVBUFFORCE
             sock.setblocking(False)
         self._macs = {far: bytes.fromhex(OUR_MACS["cni0" if far in PODS else far].replace(":", "")) for far in FAR}
-        self._number = self._fences = 0
+        self._number, self._fences = 1, 0
 
     def close(self) -> None:
         for sock in (self._wire, self._out, self._netlink, *self._in):
@@ -129,22 +132,22 @@ class KernelNode:
 
 def _packet(number: int, question: Question, address: str) -> bytes:
     """`number` in the place where `_number` finds it; the source port is new each time, so that every packet is a first one."""
-    packet = bytearray(
-        first_packet(NUMBERS[question.protocol], parse_ip(address), parse_ip(question.to), 1024 + number % 60000, question.port)
-    )
+    packet = question.packet(address, 1024 + number % 60000)
     mark = number.to_bytes(4, "big")
-    if question.protocol == "tcp":
+    if question.transport == "tcp":
         packet[24:28] = mark
-    elif question.protocol == "sctp":
+    elif question.transport == "sctp":
         packet[36:40] = mark  # the initiate tag; streams must not be 0
         packet[40:52] = struct.pack("!IHHI", 65536, 10, 10, number)
     else:
         packet += mark
-        packet[2:4], packet[24:26] = len(packet).to_bytes(2, "big"), (len(packet) - 20).to_bytes(2, "big")
+        packet[2:4] = len(packet).to_bytes(2, "big")
+        if question.transport == "udp":
+            packet[24:26] = (len(packet) - 20).to_bytes(2, "big")
     return checksum.fill(bytes(packet))
 
 
-_MARK_AT = {TCP: 4, SCTP: 16, UDP: 8}
+_MARK_AT = {TCP: 4, SCTP: 16, UDP: 8, ICMP: 8}
 
 
 def _number(packet: bytes, at: int = 0) -> int | None:
@@ -163,13 +166,13 @@ class _Sightings:
 
     def add(self, packet: bytes, device: str) -> None:
         l4 = (packet[0] & 15) << 2
-        if packet[9] == ICMP:
-            number = _number(packet, l4 + 8) if len(packet) >= l4 + 28 else None
+        if packet[9] == ICMP and packet[l4] != ECHO_REQUEST:
+            number = _number(packet, l4 + 8) if len(packet) >= l4 + 28 and packet[l4] != ECHO_REPLY else None
             words = UNREACHABLE.get((packet[l4], packet[l4 + 1]), f"icmp {packet[l4]}/{packet[l4 + 1]}")
             self._note(self._errors, number, End("rejected", device, words, format_ip(packet[16:20])))
-        elif packet[9] != TCP or not packet[l4 + 13] & 4:  # a RST is the node's own word, and comes after what it answers
-            to = str(SockAddr(packet[16:20], packet[l4 + 2] << 8 | packet[l4 + 3]))
-            self._note(self._seen, _number(packet), End("sent" if device else "local", device, to, format_ip(packet[12:16])))
+        else:  # a RST of the node's own has number 0
+            to = SockAddr(packet[16:20], 0 if packet[9] == ICMP else packet[l4 + 2] << 8 | packet[l4 + 3])
+            self._note(self._seen, _number(packet), End("sent" if device else "local", device, str(to), format_ip(packet[12:16])))
 
     def _note(self, where: dict[int, list[End]], number: int | None, end: End) -> None:
         if number is not None and 0 <= number - self._first < len(self._attempts):

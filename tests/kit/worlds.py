@@ -20,7 +20,7 @@ from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.syncer import BUILDERS
 from emu.wire.addr import Network, parse_ip
-from tests.kit.crossroads import NODE, NODE_IPS, SOURCES, Question
+from tests.kit.crossroads import NODE, NODE_IPS, SOURCES, STRAY, Question
 from tests.kit.services import endpoint
 
 SERVICE_CIDR, UNALLOCATED = "10.96.0.0/16", "10.96.200.200"
@@ -99,7 +99,7 @@ def _key(value: Value) -> str:
 
 def _about(value: Value, question: Question) -> bool:
     ports = value["service"]["spec"].get("ports", ())
-    return any(question.port in (port["port"], port.get("nodePort")) and question.protocol.upper() == port["protocol"] for port in ports)
+    return any(question.port in (port["port"], port.get("nodePort")) and question.transport.upper() == port["protocol"] for port in ports)
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------------------------------
@@ -261,6 +261,12 @@ def _destinations(value: Value, dice: random.Random) -> Iterator[tuple[str, int,
                 yield dice.choice((*NODE_IPS[:2], NODE_IPS[0], *NODE_IPS, "127.0.0.1", "127.0.0.1")), node_port, protocol
         yield cluster_ip, number, dice.choice([other for other in PROTOCOLS if other != protocol])
         yield dice.choice((cluster_ip, *outer)), number + 7, protocol
+        yield dice.choice((cluster_ip, *outer, NODE_IPS[0])), 0, "icmp"
+        if protocol == "tcp":
+            yield cluster_ip, number, dice.choice(list(STRAY))
+            for ip in outer:
+                yield ip, number, dice.choice(list(STRAY))
+            yield dice.choice(NODE_IPS), node_port or number, dice.choice(list(STRAY))
         yield (
             dice.choice((UNALLOCATED, "192.168.0.3", "192.168.0.2", "10.244.1.3", "10.244.2.3")),
             dice.choice((number, node_port or number, 8080)),

@@ -203,7 +203,7 @@ def test_what_is_asked_is_all_that_may_be_asked():
                 asks_as = any(end.seen_from != SOURCES[question.source].addresses[0] for end in ends if end.seen_from)
                 seen.update([("seen", mode, "masqueraded" if asks_as else "as itself"), ("remembered", mode, str(world.sticky(question)))])
     kinds = Counter(kind for kind, *_ in seen)
-    assert kinds == {"source": len(SOURCES), "protocol": 6, "backends": 8, "outcome": 12, "seen": 4, "remembered": 4}, sorted(seen)
+    assert kinds == {"source": len(SOURCES), "protocol": 14, "backends": 8, "outcome": 12, "seen": 4, "remembered": 4}, sorted(seen)
 
 
 PLANTED = {
