@@ -51,12 +51,12 @@ def run(
     return _status(ending)
 
 
-def output(client: Client, namespace: str, pod: str, command: Sequence[str]) -> tuple[int, str, str]:
+def output(client: Client, namespace: str, pod: str, command: Sequence[str], *, container: str = "") -> tuple[int, str, str]:
     """As `run`, with exit status, stdout and stderr as text."""
     import io
 
     out, err = io.BytesIO(), io.BytesIO()
-    status = run(client, namespace, pod, command, stdout=out, stderr=err)
+    status = run(client, namespace, pod, command, container=container, stdout=out, stderr=err)
     return status, out.getvalue().decode(errors="replace"), err.getvalue().decode(errors="replace")
 
 

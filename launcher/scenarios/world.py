@@ -183,11 +183,7 @@ class RealWorld:
     def execute(self, pod: tuple[str, str], container: str, command: list[str], stdin: str) -> tuple[int, str, str]:
         if stdin:
             raise PodwireError("exec: stdin is given in one process only, so far")
-        import io
-
-        out, err = io.BytesIO(), io.BytesIO()
-        status = execution.run(self.client, *pod, command, container=container, stdout=out, stderr=err)
-        return status, out.getvalue().decode(errors="replace"), err.getvalue().decode(errors="replace")
+        return execution.output(self.client, *pod, command, container=container)
 
     def fault_node(self, node: str, state: str) -> None:
         faults.node(self._run.name, node, state)
