@@ -42,13 +42,19 @@ def world():
     programs = str(Path(__file__).parent / "programs")
     with cluster(NAME, "--nodes", "3", "--debug-assertions", "--path", programs, "-f", "-", stdin=manifests(*WORLD)) as path:
         for name in ("ping-1", "ping-3"):
-            eventually(lambda name=name: tally(name))
+            eventually(lambda name=name: answered(name))
         yield path
 
 
 def tally(name):
     lines = podwire("logs", name, "--tail", "1", status=None).stdout.splitlines()
     return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+
+
+def answered(name):
+    """Whether both of its pings have been answered. A SYN sent before its node knew the Service fails 5 s later."""
+    seen = tally(name)
+    return seen and all(seen[proto][0] for proto in ("tcp", "udp"))
 
 
 def url():
@@ -86,7 +92,7 @@ def in_sync(where):
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.long)])
 def test_a_controller_killed_under_writes_has_lost_nothing_that_it_acknowledged(kills, record_property):
     where, run, chance = url(), rundir.find(NAME), random.Random(kills)
-    writers, watcher = [Writer(where, number) for number in range(WRITERS)], Watcher(where)
+    writers, watcher = [Writer(where, kills * WRITERS + number) for number in range(WRITERS)], Watcher(where)
     before = {name: tally(name) for name in ("ping-1", "ping-3")}
     for thread in (*writers, watcher):
         thread.start()
