@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 from emu.model.objects import Endpoint, EndpointSlice, Service
@@ -19,6 +20,7 @@ from emu.wire.addr import Ip, Network, SockAddr, parse_ip
 
 PROTOCOL_NUMBERS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"  # another proxy's Service: any value means hands off
+UNHINTED: frozenset[str] = frozenset()  # one for all: an empty set of its own is 216 bytes, twice the rest of an endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,8 @@ class EndpointInfo:
     serving: bool = True
     terminating: bool = False
     node: str = ""
-    zone_hints: frozenset[str] = frozenset()
-    node_hints: frozenset[str] = frozenset()
+    zone_hints: frozenset[str] = UNHINTED
+    node_hints: frozenset[str] = UNHINTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def _endpoint(entry: Endpoint, port: int) -> EndpointInfo | None:
         ready=entry.ready,
         serving=entry.serving,
         terminating=entry.terminating,
-        node=entry.node_name,
-        zone_hints=frozenset(entry.zone_hints),
-        node_hints=frozenset(entry.node_hints),
+        node=intern(entry.node_name),
+        zone_hints=frozenset(entry.zone_hints) if entry.zone_hints else UNHINTED,
+        node_hints=frozenset(entry.node_hints) if entry.node_hints else UNHINTED,
     )
