@@ -8,8 +8,13 @@
     being deleted, not Ready          yes          no      no        yes
     with publishNotReadyAddresses     yes          yes     as Ready  as above
 
+    trafficDistribution               hints of a ready endpoint
+    PreferSameZone, PreferClose       its zone
+    PreferSameNode                    its zone and its node
+    absent                            none
+
 Pods whose named target port has another number go to another set of slices, since a slice has one set of ports.
-Spec: k8s.io/endpointslice (reconciler.go, utils.go podToEndpoint, getEndpointPorts); KEP-752, KEP-1669, KEP-1672.
+Spec: k8s.io/endpointslice (reconciler.go, utils.go podToEndpoint, getEndpointPorts, trafficdist.go); KEP-752, KEP-1669, KEP-1672, KEP-3015.
 """
 
 from __future__ import annotations
@@ -91,9 +96,24 @@ def endpoint(service: Object, pod: Object, address: str, node: Callable[[str], O
         zone = (holder["metadata"].get("labels") or {}).get(ZONE_LABEL) if holder else None
         if zone:
             made["zone"] = zone
+    if ready and (hints := _hints(service["spec"].get("trafficDistribution"), made)):
+        made["hints"] = hints
     if spec.get("hostname") and spec.get("subdomain") == service["metadata"]["name"]:
         made["hostname"] = spec["hostname"]
     return made
+
+
+HINTED_BY_ZONE = ("PreferClose", "PreferSameZone", "PreferSameNode")  # the second is the first's new name
+
+
+def _hints(distribution: str | None, endpoint: Object) -> Object:
+    """Whose traffic an endpoint should get: where it lies is all that counts, not how many others lie there."""
+    hints: Object = {}
+    if distribution in HINTED_BY_ZONE and "zone" in endpoint:
+        hints["forZones"] = [{"name": endpoint["zone"]}]
+    if distribution == "PreferSameNode" and "nodeName" in endpoint:
+        hints["forNodes"] = [{"name": endpoint["nodeName"]}]
+    return hints
 
 
 def weight(pod: Object) -> tuple[Any, ...]:

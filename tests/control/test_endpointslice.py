@@ -55,6 +55,26 @@ def test_the_published_table_of_endpoint_conditions(name, of, publish, expected)
 
 
 @pytest.mark.parametrize(
+    ("distribution", "of", "zone", "expected"),
+    [
+        ("PreferSameZone", pod(), "a", {"forZones": [{"name": "a"}]}),
+        ("PreferClose", pod(), "a", {"forZones": [{"name": "a"}]}),
+        ("PreferSameNode", pod(), "a", {"forZones": [{"name": "a"}], "forNodes": [{"name": "node-1"}]}),
+        ("PreferSameNode", pod(), None, {"forNodes": [{"name": "node-1"}]}),
+        ("PreferSameZone", pod(), None, None),
+        (None, pod(), "a", None),
+        ("PreferSameNode", pod(ready=False), "a", None),
+        ("PreferSameNode", pod(deleted=True), "a", None),
+    ],
+)
+def test_hints_follow_the_traffic_distribution_of_ready_endpoints(distribution, of, zone, expected):
+    """KEP-3015, and what Kubernetes' trafficdist.go does with zones and nodes that an endpoint lacks."""
+    node = {"metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": zone} if zone else {}}}
+    made = desired(service(trafficDistribution=distribution), [of], lambda _: node, "IPv4")
+    assert [e.get("hints") for group in made.values() for e in group] == [expected]
+
+
+@pytest.mark.parametrize(
     ("target", "expected"),
     [
         ("http", {8080: ["10.244.1.2"], 9090: ["10.244.1.3"]}),  # a name is each pod's own number
