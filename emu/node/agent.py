@@ -18,17 +18,19 @@ from emu.model.cluster import ClusterSpec, NodeSpec
 from emu.model.links import read_fault, read_links
 from emu.model.objects import ZONE_LABEL
 from emu.node.calls import Calls
+from emu.node.health import HealthPorts
 from emu.node.kubelet import Kubelet
 from emu.node.machine import Machine
 from emu.node.tuns import Tuns
 from emu.observe.hops import pack
 from emu.observe.programming import Swap
 from emu.pod.kernel import Kernel
+from emu.pod.program import PodInfo
 from emu.proxy.config import ProxyConfig
 from emu.proxy.detector import NodeView
 from emu.proxy.stale import may_have
 from emu.proxy.syncer import Proxy
-from emu.wire.addr import Network, parse_ip
+from emu.wire.addr import LOOPBACK, Network, format_ip, parse_ip
 
 EXPIRY_PERIOD = 1.0  # seconds between looks at conntrack's deadlines, at least: nothing depends on when an expired entry goes
 EARLY_LEASE = 2e-3  # seconds, times nodes, between leases that only say how far this node has come: they all say so at once
@@ -51,6 +53,11 @@ class Agent:
         self._proxy_config = ProxyConfig.parse(spec.proxy, cluster_cidr=spec.pod_cidr, service_cidr=spec.service_cidr)
         self.proxy = Proxy(self._proxy_config, self.view)
         self._proxy_stopped = False
+        places = self._proxy_config.node_ports_on((*self.view.ips, LOOPBACK))
+        self._health = HealthPorts(
+            kernel, machine.node, PodInfo("kube-proxy", "kube-system", me.ip, me.name, epoch=self.kubelet.epoch),
+            ["0.0.0.0"] if places is None else [format_ip(ip) for ip in places], self.kubelet.events.append,
+        )  # fmt: skip
         machine.node.route_localnet = self.proxy.route_localnet
         self._early_lease = min(EARLY_LEASE * len(spec.nodes), spec.timings.lease_period)
         self._listed = False
@@ -76,6 +83,7 @@ class Agent:
             self.look(max(0.0, min(self.next_at(), now + IDLE_PERIOD) - now))
             if life_fd >= 0 and select.select([life_fd], [], [], 0)[0] and not os.read(life_fd, 1):
                 break
+        self._health.close()
         self.kubelet.shut_down()
         self.tuns.close()
 
@@ -172,6 +180,7 @@ class Agent:
                     self._kernel.enter()
                     self.proxy.on_late(services, now)
                     self._kernel.leave()
+                    self._health.on_services((key, mirror.packed(key)) for key in keys)
                 self._heard_at, self._read_at = self._heard_at or now, self._kernel.now()
                 self.kubelet.on_services(services)
             else:
@@ -196,11 +205,14 @@ class Agent:
         self._kernel.leave()
 
     def stop_proxy(self, stop: bool) -> None:
-        """kube-proxy ends: its rules stay, updates stop. Or (False) it begins anew, and reads everything before it writes."""
+        """kube-proxy ends: its rules stay, updates stop, its ports close. Or (False) it begins anew, and reads all before it writes."""
         self._proxy_stopped = stop
+        self._health.close()
         if not stop:
             self.proxy = Proxy(self._proxy_config, self.view)
             services = self._follower.services
+            known = services.keys()
+            self._health.on_services((key, services.packed(key)) for key in known)
             if services.synced:
                 self.proxy.on_snapshot(dict(services.items()), self._kernel.now())
 
@@ -226,6 +238,7 @@ class Agent:
         self._kernel.leave()
         swapped = self._kernel.now()
         self.proxy.on_swapped(swapped - now)
+        self._health.sync()
         self._tell_soon(now)
         if self._heard_at:
             self._calls.swaps.append(Swap(self._follower.services.sequence, self._heard_at, self._read_at, built, swapped))

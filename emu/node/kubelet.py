@@ -61,7 +61,7 @@ class Kubelet:
         self._changed = True  # has anything happened since the last turn?
         self._images = ImageTable(spec.program_paths)
         self._backoff = Backoff(spec.timings.restart_backoff, spec.timings.restart_backoff_max)
-        self._epoch = time.time() - kernel.now() if epoch is None else epoch
+        self.epoch = time.time() - kernel.now() if epoch is None else epoch
         self._wanted: dict[str, Pod] = {}
         self._held: dict[str, Held] = {}
         self._services: dict[str, Callable[[], Mapping[str, Any]] | Service] = {}
@@ -196,7 +196,7 @@ class Kubelet:
             return
         held.trouble = ""
         held.runtime = PodRuntime(
-            held.pod, ns, self._kernel, self._images, self._wake, ip=ip, node=self._me.name, host_ip=self._me.ip, epoch=self._epoch,
+            held.pod, ns, self._kernel, self._images, self._wake, ip=ip, node=self._me.name, host_ip=self._me.ip, epoch=self.epoch,
             backoff=self._backoff,
         )  # fmt: skip
         held.runtime.start()
