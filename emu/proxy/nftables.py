@@ -22,6 +22,7 @@ from emu.proxy.chainbook import Draft
 from emu.proxy.chains import host
 from emu.proxy.config import LOOPBACK_NETWORK, ProxyConfig
 from emu.proxy.detector import NodeView, nft_detector
+from emu.proxy.elements import Elements
 from emu.proxy.endpoints import Choice, Place, choose
 from emu.proxy.names import ServicePortName, nft_base, nft_endpoint_base
 from emu.proxy.serviceport import EndpointInfo, ServicePortInfo
@@ -98,7 +99,7 @@ class NftablesBuilder:
         self._draft = Draft[nft.Chain]()
         self._own: Mapping[str, nft.Chain] = {}
         self._own_sets: dict[str, nft.AddressSet] = {}
-        self._elements: dict[str, dict[bytes, Element]] = {name: {} for name, _, _ in MAPS}
+        self._elements = {name: Elements[Element]() for name, _, _ in MAPS}
         self._maps: dict[str, nft.VerdictMap] = {}
         self._fixed = {chain.name: chain for chain in self._fixed_chains()}
         self._bases = tuple(self._fixed[name] for name, _ in BASES)
@@ -119,7 +120,7 @@ class NftablesBuilder:
             self._fixed_sets = {one.name: one for one in self._shared_sets()}
         for name, by_address, comment in MAPS:
             if name in touched:
-                self._maps[name] = nft.VerdictMap(name, by_address, dict(self._elements[name]), comment)
+                self._maps[name] = nft.VerdictMap(name, by_address, dict(self._elements[name].now), comment)
         sets = {**self._fixed_sets, **self._own_sets}
         table = nft.Table(TABLE, self._family, self._own, sets, dict(self._maps), self._bases, COMMENT)
         self.rules = {name: len(found.elements) for name, found in self._maps.items()}
@@ -142,10 +143,7 @@ class NftablesBuilder:
             if before == after:
                 continue
             touched.add(map_name)
-            elements = self._elements[map_name]
-            for key in before:
-                elements.pop(key, None)
-            elements.update(after)
+            self._elements[map_name].change(name, before, after)
         self._draft.change(old.chains, new.chains)
         for one in old.sets.keys() - new.sets.keys():
             del self._own_sets[one]

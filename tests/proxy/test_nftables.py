@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from emu.netfilter.nft_text import ruleset_text
 from emu.proxy.changes import ServiceChanges
@@ -94,3 +96,23 @@ def test_any_order_of_changes_ends_at_the_same_table():
         changes.update(key, None)
     stepwise = builder.build(changes.ports, changes.apply().ports)
     assert sorted(lines(ruleset_text(stepwise))) == sorted(lines(ruleset_text(build(changes.ports, CONFIG, NODE))))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([None, (), ("203.0.113.9",), ("203.0.113.9", "203.0.113.8")])), max_size=12))
+def test_services_that_share_an_external_address_leave_it_to_each_other(steps):
+    """Each step deletes a Service or gives it external addresses: the table is as built from nothing, and the first by name has each."""
+    changes, builder = ServiceChanges("test-node"), NftablesBuilder(CONFIG, NODE)
+    builder.build(changes.ports)
+    now = {}
+    for number, external in steps:
+        key = f"ns/svc{number}"
+        now[number] = external
+        made = None if external is None else value(key, ["10.0.1.1"], cluster_ip=f"172.30.0.{number}", externalIPs=list(external))
+        changes.update(key, made)
+        stepwise = builder.build(changes.ports, changes.apply().ports)
+        assert sorted(lines(ruleset_text(stepwise))) == sorted(lines(ruleset_text(build(changes.ports, CONFIG, NODE))))
+        for last in (8, 9):
+            ip = parse_ip(f"203.0.113.{last}")
+            owners = [verdict.chain for at, (verdict, _) in stepwise.nft.maps["service-ips"].elements.items() if at[:4] == ip]
+            first = min((n for n, had in now.items() if had and f"203.0.113.{last}" in had), default=None)
+            assert [owner.split("/")[1] for owner in owners] == ([] if first is None else [f"svc{first}"])
