@@ -135,11 +135,7 @@ class InProcess:
     def _start_controller(self) -> None:
         """A control plane's life, from what the store holds."""
         spec = self.spec
-        config = RegistryConfig(
-            service_cidr=spec.service_cidr, node_port_range=spec.node_port_range, toleration_seconds=round(spec.timings.toleration),
-            seed=spec.seed,
-        )  # fmt: skip
-        self.registry = Registry(self.store, config, self.timestamp)
+        self.registry = Registry(self.store, RegistryConfig.of(spec), self.timestamp)
         bootstrap(self.registry)
         self.plane = _Plane(spec, self.registry, self.bus, self.clock.now, on_error=self._on_error)
         self.plane.world = self

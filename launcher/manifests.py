@@ -36,8 +36,7 @@ def check(spec: ClusterSpec, found: Sequence[Manifest]) -> None:
     from emu.registry.registry import Registry, RegistryConfig
     from emu.store.store import Store
 
-    config = RegistryConfig(service_cidr=spec.service_cidr, node_port_range=spec.node_port_range, seed=spec.seed)
-    registry = Registry(Store(":memory:"), config, lambda: "2026-01-01T00:00:00Z")
+    registry = Registry(Store(":memory:"), RegistryConfig.of(spec), lambda: "2026-01-01T00:00:00Z")
     try:
         bootstrap(registry)
         server.apply(Request("POST", "/", body=json.dumps({"objects": [each.object for each in found]}).encode()), registry)

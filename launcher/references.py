@@ -65,7 +65,7 @@ def delete(client: Client, references: Sequence[Reference], *, wait: bool, ignor
     """Delete one after the other, telling of each; then wait. Goes on after one that is not there, and raises at the end."""
     grace = 0.0
     missing: list[ApiError] = []
-    waiting: list[tuple[Reference, str]] = []
+    waiting: list[tuple[Reference, str, str]] = []
     for reference in references:
         path = path_of(reference.kind, reference.namespace, reference.name)
         try:
@@ -78,11 +78,11 @@ def delete(client: Client, references: Sequence[Reference], *, wait: bool, ignor
                 raise
             missing.append(error)
             continue
-        waiting.append((reference, uid))
+        waiting.append((reference, path, uid))
         yield f'{str(reference).partition("/")[0]} "{reference.name}" deleted'
     patience = PATIENCE + grace
     deadline = time.monotonic() + patience
-    while wait and (waiting := [(reference, uid) for reference, uid in waiting if _is_there(client, reference, uid)]):
+    while wait and (waiting := [one for one in waiting if is_there(client, *one[1:])]):
         if time.monotonic() > deadline:
             raise PodwireError(f"{waiting[0][0]} is still there after {patience:.0f} s")
         time.sleep(0.02)
@@ -90,9 +90,10 @@ def delete(client: Client, references: Sequence[Reference], *, wait: bool, ignor
         raise PodwireError("\n".join(str(error) for error in missing))
 
 
-def _is_there(client: Client, reference: Reference, uid: str) -> bool:
+def is_there(client: Client, path: str, uid: str) -> bool:
+    """Is the object at an API path still the one with this uid?"""
     try:
-        found = client.request("GET", path_of(reference.kind, reference.namespace, reference.name))
+        found = client.request("GET", path)
     except ApiError as error:
         if error.code == 404:
             return False

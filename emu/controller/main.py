@@ -47,11 +47,7 @@ class Process(ControlPlane):
     def __init__(self, spec: ClusterSpec) -> None:
         self._run_dir = Path(spec.run_dir)
         self._store_file = Store(str(self._run_dir / "store.db"))
-        config = RegistryConfig(
-            service_cidr=spec.service_cidr, node_port_range=spec.node_port_range, toleration_seconds=round(spec.timings.toleration),
-            seed=spec.seed,
-        )  # fmt: skip
-        registry = Registry(self._store_file, config, timestamp)
+        registry = Registry(self._store_file, RegistryConfig.of(spec), timestamp)
         bootstrap(registry)
         bus = ControllerBus(f"ipc://{self._run_dir / 'bus.pub'}", f"ipc://{self._run_dir / 'bus.ctl'}", self._store_file.revision)
         period = min(PUBLISH_PERIOD_A_NODE * len(spec.nodes), LONGEST_PUBLISH_PERIOD)

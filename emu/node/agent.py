@@ -1,8 +1,8 @@
 """The control loop of a node: follows the broadcast, feeds kubelet, proxy and CNI, answers the controller's calls, renews the lease.
 
 One thread, one loop; in one process with others, `look` is called instead of `run`. Decides who is told of what and when to look
-again; what a kubelet or a proxy does about it is decided there. Everything that touches the stack
-happens between the kernel's `enter` and `leave`, and the loop sleeps without the lock.
+again; what a kubelet or a proxy does about it is decided there. Everything that touches the stack happens between the kernel's
+`enter` and `leave`, and the loop sleeps without the lock.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ that silently does nothing is worse than none. Must not know the rest of the clu
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from emu.errors import ConfigError
+from emu.model.quantities import duration
 from emu.wire.addr import Ip, Network
 
 MODES = ("iptables", "nftables")
@@ -28,12 +28,11 @@ LOOPBACK_NETWORK = Network.parse("127.0.0.0/8")
 
 
 @dataclass(frozen=True, slots=True)
-class IptablesConfig:
-    """`iptables:`; periods in seconds. The mark is bit `masquerade_bit` of the packet's firewall mark."""
+class NftablesConfig:
+    """`nftables:`; periods in seconds. The mark is bit `masquerade_bit` of the packet's firewall mark."""
 
     masquerade_bit: int = 14
     masquerade_all: bool = False
-    localhost_node_ports: bool = True
     min_sync_period: float = 1.0
     sync_period: float = 30.0
 
@@ -43,17 +42,10 @@ class IptablesConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class NftablesConfig:
-    """`nftables:`; as `iptables:` where the names are the same."""
+class IptablesConfig(NftablesConfig):
+    """`iptables:`; all that `nftables:` has, and more."""
 
-    masquerade_bit: int = 14
-    masquerade_all: bool = False
-    min_sync_period: float = 1.0
-    sync_period: float = 30.0
-
-    @property
-    def masquerade_mark(self) -> int:
-        return 1 << self.masquerade_bit
+    localhost_node_ports: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,21 +190,6 @@ def _text(value: object, where: str) -> str:
     return value
 
 
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
-
-
-def _seconds(value: object, where: str) -> float:
-    """A Go duration such as `1s`, `1m30s`, `250ms` or `0`; a number is taken as seconds."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    text = str(value)
-    if text == "0":
-        return 0.0
-    if not re.fullmatch(r"(\d+(\.\d+)?(h|ms|m|s))+", text):
-        raise ConfigError(f"{value!r} is not a duration such as 1s or 250ms", where=where)
-    return sum(float(n) * _UNITS[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)(h|ms|m|s)", text))
-
-
 def _check_detector(config: ProxyConfig, where: str) -> None:
     """A detector that names a device must be told its name."""
     if config.detect_local_mode == "BridgeInterface" and not config.bridge_interface:
@@ -237,8 +214,8 @@ _IPTABLES_KEYS: dict[str, tuple[str, Reader]] = {
     "masqueradeBit": ("masquerade_bit", _bit),
     "masqueradeAll": ("masquerade_all", _bool),
     "localhostNodePorts": ("localhost_node_ports", _bool),
-    "minSyncPeriod": ("min_sync_period", _seconds),
-    "syncPeriod": ("sync_period", _seconds),
+    "minSyncPeriod": ("min_sync_period", duration),
+    "syncPeriod": ("sync_period", duration),
 }
 _NFTABLES_KEYS: dict[str, tuple[str, Reader]] = {key: _IPTABLES_KEYS[key] for key in _IPTABLES_KEYS if key != "localhostNodePorts"}
 _DETECT_LOCAL_KEYS: dict[str, tuple[str, Reader]] = {

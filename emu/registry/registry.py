@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from emu.errors import ApiError
 from emu.model import schema
+from emu.model.cluster import ClusterSpec
 from emu.model.kinds import BY_RESOURCE, Kind, Treatment
 from emu.registry import defaults, deletion, emulation, services
 from emu.registry.allocation import Allocator
@@ -42,6 +43,11 @@ class RegistryConfig:
     toleration_seconds: int = 300
     seed: int = 0
     protected_namespaces: frozenset[str] = field(default=frozenset(("default", "kube-system", "kube-public", "kube-node-lease")))
+
+    @classmethod
+    def of(cls, spec: ClusterSpec) -> RegistryConfig:
+        """What a cluster file says of it."""
+        return cls(spec.service_cidr, spec.node_port_range, round(spec.timings.toleration), spec.seed)
 
 
 class Outcome(NamedTuple):

@@ -144,21 +144,13 @@ def _delete(run: Run, step: Step) -> Told:
             }
             client.request("DELETE", path, options)
 
+    def gone() -> bool:
+        return not any(references.is_there(client, path, uid) for path, uid in uids.items())
+
     told = _judged(step, requests)
-    if not told.wrong and step.fields.get("wait", False) and not run.world.until(lambda: _all_gone(run, uids), patience + GRACE):
+    if not told.wrong and step.fields.get("wait", False) and not run.world.until(gone, patience + GRACE):
         return Told({"deleted": "gone"}, {"deleted": f"still there after {patience + GRACE:g} s"}, ("deleted",))
     return told
-
-
-def _all_gone(run: Run, uids: dict[str, str]) -> bool:
-    for path, uid in uids.items():
-        try:
-            if run.world.client.request("GET", path)["metadata"]["uid"] == uid:
-                return False
-        except ApiError as error:
-            if error.code != 404:
-                raise
-    return True
 
 
 def _patch(run: Run, step: Step) -> Told:
