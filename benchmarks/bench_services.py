@@ -2,9 +2,9 @@
 
 Every mode and count is measured in a process of its own, by the node's code without its threads: changes, endpoint choice, rule set,
 hooks and conntrack. First packets go to Services at random, from a pod; the first ever to a Service, which has its chains written,
-is measured apart. Where root allows, the same rules are loaded into a network
-namespace and a non-blocking connect(2), which walks OUTPUT in the caller's time, is measured beside ours. The headline is what the
-largest number of Services does to a first packet in nftables mode; in iptables mode it is the point that it grows.
+is measured apart. Where root allows, the same rules are loaded into a network namespace and a non-blocking connect(2), which walks
+OUTPUT in the caller's time, is measured beside ours. The headline is what the largest number of Services does to a first packet in
+nftables mode; in iptables mode it is the point that it grows.
 """
 
 from __future__ import annotations
