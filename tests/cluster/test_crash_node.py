@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -107,7 +108,8 @@ def test_whoever_above_the_nodes_is_killed_while_nodes_are_paused_nothing_is_lef
         seen = control.ask(rundir.find("gone"), {"status": True})
         pids = {"supervisor": seen["pid"], "zygote": seen["zygote"]["pid"], "guard": seen["guard"]}
         for name in killed.split():
-            os.kill(pids[name], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # on a quick machine the first has taken the second along already
+                os.kill(pids[name], signal.SIGKILL)
         time.sleep(2)
         assert processes(path) == []
         assert path not in Path("/proc/net/unix").read_text()
