@@ -49,6 +49,12 @@ def victims(run):
     return {"guard": seen["guard"], "supervisor": seen["pid"], "zygote": seen["zygote"]["pid"], "controller": seen["controller"]["pid"]}
 
 
+def kill(pid):
+    """SIGKILL; one killed before may have taken it along already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("killed", ["supervisor", "supervisor zygote", "zygote supervisor", "supervisor controller zygote", "guard"])
 def test_sigkill_of_whoever_is_above_the_nodes_leaves_no_process_no_socket_and_no_directory(run_dir, killed):
     """Paused nodes included: the kernel's death signal heeds no pause."""
@@ -58,7 +64,7 @@ def test_sigkill_of_whoever_is_above_the_nodes_leaves_no_process_no_socket_and_n
     if killed != "guard":
         os.kill(pids["supervisor"], signal.SIGSTOP)  # so that it restarts nothing in between
     for name in killed.split():
-        os.kill(pids[name], signal.SIGKILL)
+        kill(pids[name])
     until(lambda: not processes_of(run_dir), seconds=2)
     assert list(run_dir.iterdir()) == []
 
@@ -69,7 +75,7 @@ def test_when_all_of_them_are_killed_at_once_nodes_die_and_the_next_command_clea
     os.kill(pids["guard"], signal.SIGSTOP)
     os.kill(pids["supervisor"], signal.SIGSTOP)
     for pid in pids.values():
-        os.kill(pid, signal.SIGKILL)
+        kill(pid)
     until(lambda: not processes_of(run_dir), seconds=2)
     with pytest.raises(PodwireError, match="no cluster named 't' is up"):
         rundir.find("t")
