@@ -147,6 +147,8 @@ class Lives:
         life = self.by_name.get(name)
         if life is None:
             raise PodwireError(self._stranger(name.removeprefix("node/")))
+        if self.stopping:  # a start would be waited for, and there may be nobody left to carry it out
+            raise PodwireError(f"{name.removeprefix('node/')} cannot be {state}: the cluster is going down")
         match state, life.state:
             case "killed", State.RUNNING | State.PAUSED:
                 life.state = State.KILLED

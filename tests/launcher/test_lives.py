@@ -162,3 +162,15 @@ def test_an_exit_of_a_stranger_is_nobodys():
 @pytest.mark.parametrize(("status", "words"), [(0, "exit 0"), (1 << 8, "exit 1"), (9, "SIGKILL"), (139, "SIGSEGV"), (40, "signal 40")])
 def test_wait_statuses_are_told_in_words(status, words):
     assert how(status) == words
+
+
+@pytest.mark.parametrize("state", ["started", "restarted", "killed", "paused"])
+def test_nothing_is_started_or_stopped_any_more_when_all_of_it_goes_down(state):
+    """A start without a zygote to carry it out would be waited for without end."""
+    lives = running("zygote", NODE)
+    lives.fault(NODE, "killed")
+    lives.stop()
+    lives.exited(101, signal.SIGKILL, 1.0)
+    with pytest.raises(PodwireError, match=f"a cannot be {state}: the cluster is going down"):
+        lives.fault(NODE, state)
+    assert lives.remaining == 0
