@@ -237,9 +237,14 @@ class Supervisor:
                     self.drain_zygote()
 
     def drain_zygote(self) -> None:
-        """Hear what a dead zygote said last, then its end of file."""
+        """Hear what a dead zygote said last. Its end of file may not come: a child stopped as it was forked still holds the other end."""
+        if self.zygote is not None:
+            self.zygote.setblocking(False)
         while self.zygote is not None:
-            self.hear_zygote()
+            try:
+                self.hear_zygote()
+            except BlockingIOError:
+                self.lose_zygote()
 
     def exited(self, pid: int, status: int) -> str:
         life = self.lives.exited(pid, status, time.monotonic())
