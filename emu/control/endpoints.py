@@ -103,13 +103,10 @@ def endpoint(service: Object, pod: Object, address: str, node: Callable[[str], O
     return made
 
 
-HINTED_BY_ZONE = ("PreferClose", "PreferSameZone", "PreferSameNode")  # the second is the first's new name
-
-
 def _hints(distribution: str | None, endpoint: Object) -> Object:
     """Whose traffic an endpoint should get: where it lies is all that counts, not how many others lie there."""
     hints: Object = {}
-    if distribution in HINTED_BY_ZONE and "zone" in endpoint:
+    if distribution and "zone" in endpoint:  # all that the API lets through prefer the zone, PreferClose being PreferSameZone's old name
         hints["forZones"] = [{"name": endpoint["zone"]}]
     if distribution == "PreferSameNode" and "nodeName" in endpoint:
         hints["forNodes"] = [{"name": endpoint["nodeName"]}]

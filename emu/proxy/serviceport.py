@@ -150,7 +150,7 @@ def _endpoint(entry: Endpoint, port: int) -> EndpointInfo | None:
         ready=entry.ready,
         serving=entry.serving,
         terminating=entry.terminating,
-        node=intern(entry.node_name),
+        node=intern(entry.node_name),  # one string for all endpoints on it
         zone_hints=frozenset(entry.zone_hints) if entry.zone_hints else UNHINTED,
         node_hints=frozenset(entry.node_hints) if entry.node_hints else UNHINTED,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from launcher import control, rundir
-from tests.kit.live import NAME, RUN_DIR, cluster, curl, eventually, manifests, netexec, pod, podwire, processes, service
+from tests.kit.live import NAME, RUN_DIR, cluster, curl, eventually, kill, manifests, netexec, pod, podwire, processes, service
 
 pytestmark = pytest.mark.cluster
 
@@ -108,8 +107,7 @@ def test_whoever_above_the_nodes_is_killed_while_nodes_are_paused_nothing_is_lef
         seen = control.ask(rundir.find("gone"), {"status": True})
         pids = {"supervisor": seen["pid"], "zygote": seen["zygote"]["pid"], "guard": seen["guard"]}
         for name in killed.split():
-            with contextlib.suppress(ProcessLookupError):  # on a quick machine the first has taken the second along already
-                os.kill(pids[name], signal.SIGKILL)
+            kill(pids[name])
         time.sleep(2)
         assert processes(path) == []
         assert path not in Path("/proc/net/unix").read_text()

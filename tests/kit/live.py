@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -54,6 +55,12 @@ def processes(run_dir):
         if any(word.startswith(f"{run_dir}/") for word in words):
             found.append(words)
     return found
+
+
+def kill(pid):
+    """SIGKILL; one killed before may have taken it along already."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def eventually(condition, seconds=15.0):

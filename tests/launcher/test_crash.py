@@ -14,6 +14,7 @@ import pytest
 
 from emu.errors import PodwireError
 from launcher import control, rundir, startup
+from tests.kit.live import kill
 from tests.kit.standins import all_running, own_run_dir, processes_of, spec, started, status, until
 
 pytestmark = pytest.mark.cluster
@@ -51,8 +52,7 @@ def kill_some(run_dir, chance):
     if {"pw-guard", "pw-supervisor"} <= set(chosen):
         chosen.remove("pw-guard")
     for name in chosen:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(found[name], signal.SIGKILL)
+        kill(found[name])
     return chosen
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from emu.errors import ConfigError, PodwireError
 from launcher import control, rundir, startup
+from tests.kit.live import kill
 from tests.kit.standins import STANDIN, all_running, life, own_run_dir, processes_of, spec, started, status, until
 
 pytestmark = pytest.mark.cluster
@@ -47,12 +48,6 @@ def victims(run):
     """The processes above the nodes, by name."""
     seen = status(run)
     return {"guard": seen["guard"], "supervisor": seen["pid"], "zygote": seen["zygote"]["pid"], "controller": seen["controller"]["pid"]}
-
-
-def kill(pid):
-    """SIGKILL; one killed before may have taken it along already."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("killed", ["supervisor", "supervisor zygote", "zygote supervisor", "supervisor controller zygote", "guard"])

@@ -8,7 +8,7 @@ from emu.bus.messages import pack
 from emu.node.health import HealthPorts
 from emu.pod.program import PodInfo
 from tests.kit.pods import Node
-from tests.proxy.test_health import endpoint, value
+from tests.kit.services import endpoint, value
 
 
 @pytest.fixture
@@ -24,9 +24,8 @@ def ports(node, warnings, ns=None):
 
 
 def packed(port=32123, *, endpoints=1):
-    made = value([endpoint(number + 1) for number in range(endpoints)])
-    made["service"]["spec"]["healthCheckNodePort"] = port
-    return pack(made)
+    here = [endpoint(f"10.244.1.{number + 1}", "here") for number in range(endpoints)]
+    return pack(value("ns/web", here, type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=port))
 
 
 def asked(node, ns, port):

@@ -7,26 +7,20 @@ import json
 import pytest
 
 from emu.proxy.health import HealthCheck, health_check
+from tests.kit import services
 
 
-def value(endpoints, *, kind="LoadBalancer", policy="Local", ports=("http", "more")):
-    return {
-        "service": {
-            "metadata": {"namespace": "ns", "name": "web"},
-            "spec": {
-                "type": kind, "clusterIP": "10.96.0.9", "externalTrafficPolicy": policy, "healthCheckNodePort": 32123,
-                "ports": [{"name": name, "port": 80 + number} for number, name in enumerate(ports)],
-            },
-        },
-        "slices": [{
-            "metadata": {"namespace": "ns", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
-            "ports": [{"name": name, "port": 8080 + number} for number, name in enumerate(ports)], "endpoints": endpoints,
-        }],
-    }  # fmt: skip
+def value(endpoints, kind="LoadBalancer", policy="Local"):
+    """A Service of two ports."""
+    spec = {"type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": 32123}
+    made = services.value("ns/web", endpoints, cluster_ip="10.96.0.9", port_name="http", **spec)
+    for ports, number in ((made["service"]["spec"]["ports"], 81), (made["slices"][0]["ports"], 8081)):
+        ports.append({"name": "more", "protocol": "TCP", "port": number})
+    return made
 
 
 def endpoint(last, node="here", **conditions):
-    return {"addresses": [f"10.244.1.{last}"], "nodeName": node, "conditions": conditions}
+    return services.endpoint(f"10.244.1.{last}", node, **conditions)
 
 
 @pytest.mark.parametrize(

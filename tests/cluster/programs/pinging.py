@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http.client import HTTPException, HTTPResponse
 
 from emu.pod.program import Context
 
@@ -31,19 +32,14 @@ def ping(ctx: Context) -> int:
     while True:
         try:
             sock = ctx.create_connection((address, tcp_port), timeout=5 * PATIENCE)
-            stream = sock.makefile("rb")
             while True:
                 sock.sendall(b"GET /hostname HTTP/1.1\r\nHost: x\r\n\r\n")
-                length = 0
-                while (line := stream.readline()) != b"\r\n":
-                    if not line:
-                        raise ConnectionError("the server closed")
-                    if line.lower().startswith(b"content-length:"):
-                        length = int(line.split(b":")[1])
-                stream.read(length)
+                response = HTTPResponse(sock)
+                response.begin()
+                response.read()
                 tcp.answered(ctx.now())
                 ctx.sleep(EVERY)
-        except OSError:
+        except (OSError, HTTPException):
             tcp.failed += 1
             ctx.sleep(EVERY)
 
