@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from emu.errors import PodwireError
 from launcher import control, rundir, startup
+from launcher.zygote import SOCKET_FD
 from tests.kit.live import kill
 from tests.kit.standins import all_running, own_run_dir, processes_of, spec, started, status, until
 
@@ -146,3 +148,24 @@ def test_a_zygote_killed_while_nodes_are_paused_brings_all_of_them_back_running(
     until(lambda: all_running(run, incarnation=2))
     assert rundir.find("t").path == run.path
     control.stop(run)
+
+
+PIDFD_GETFD = 438  # the system call's number on every architecture; Python has no name for it
+
+
+def test_a_dead_zygote_whose_socket_somebody_still_holds_is_replaced(run_dir):
+    """As a node does that was stopped in the instant it was forked, before it could close what it inherited."""
+    run = started(spec(nodes=3))
+    zygote = status(run)["zygote"]["pid"]
+    pidfd = os.pidfd_open(zygote)
+    held = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, SOCKET_FD, 0)
+    os.close(pidfd)
+    if held < 0:
+        control.stop(run)
+        pytest.skip(f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
+    try:
+        kill(zygote)
+        until(lambda: all_running(run, incarnation=2))
+        control.stop(run)
+    finally:
+        os.close(held)
